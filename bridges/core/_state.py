@@ -1,0 +1,410 @@
+"""State: a flat, dict-like pytree from path to array, with a kind for each entry.
+
+A `State` is a layout (sorted paths and their kinds, immutable, shared between states of one structure) and a list of
+values. JAX flattens it by handing out the list, so that dispatch of a jitted function costs the same whatever the number
+of entries is called, and two states have the same tree structure exactly when paths and kinds agree.
+
+What it does not do: it never converts a value; an entry may be an array, a tracer or a `jax.ShapeDtypeStruct`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from types import EllipsisType
+from typing import Any
+
+import jax
+import numpy as np
+
+from bridges.core._errors import CollisionError, FilterError, MissingEntryError, hint, listing
+from bridges.core._flat import PathKey, under
+
+
+class Variable:
+    """What an entry is for. Subclass it for a kind of your own; an instance carries metadata beside the entry.
+
+    A kind is a subclass (`Param`) or an instance that holds metadata (`Param(sharding=('in', 'out'))`). Metadata values
+    must be hashable: they are part of the tree structure.
+
+    >>> class Calls(Variable): ...
+    >>> Param(sharding=('in', None))
+    Param(sharding=('in', None))
+    """
+
+    __slots__ = ("_metadata",)
+
+    def __init__(self, **metadata: Any):
+        self._metadata = tuple(sorted(metadata.items()))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata as a new dictionary."""
+        return dict(self._metadata)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._metadata == other._metadata  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._metadata))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._metadata)})"
+
+
+class Param(Variable):
+    """A trainable weight."""
+
+
+class BatchStat(Variable):
+    """A running statistic: updated by the forward pass, never by a gradient."""
+
+
+class Cache(Variable):
+    """What autoregressive decoding carries from step to step."""
+
+
+class Intermediate(Variable):
+    """A value recorded by a call for inspection; it may be removed from a state, and the next call records it again."""
+
+
+class RngState(Variable):
+    """A random key, or a counter of keys, that is part of the state."""
+
+
+Kind = type[Variable] | Variable
+
+
+def kind_type(kind: Kind) -> type[Variable]:
+    """Returns the class of a kind, whether given as a class or as an instance with metadata."""
+    return kind if isinstance(kind, type) else type(kind)
+
+
+def default_kind(value: Any) -> Kind:
+    """Returns `Param` for floating and complex arrays, `RngState` for typed keys, `Variable` for all else."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return Variable
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return RngState
+    return Param if jax.dtypes.issubdtype(dtype, np.inexact) else Variable
+
+
+class Layout:
+    """The sorted paths of a state and their kinds: immutable, hashable, shared by every state of that structure."""
+
+    __slots__ = ("paths", "kinds", "index", "_hash")
+
+    def __init__(self, paths: tuple[str, ...], kinds: tuple[Kind, ...]):
+        self.paths = paths
+        self.kinds = kinds
+        self.index = {path: i for i, path in enumerate(paths)}
+        self._hash: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Layout) and self.paths == other.paths and self.kinds == other.kinds
+        )
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.paths, self.kinds))
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Layout({len(self.paths)} entries)"
+
+    def __reduce__(self):
+        return Layout, (self.paths, self.kinds)
+
+
+Filter = Any  # Kind | ... | bool | str | Callable[[str, Any], bool] | tuple[Filter, ...] | Not | PathMatches
+
+
+class Not:
+    """A filter that matches what the given filters do not match."""
+
+    def __init__(self, *filters: Filter):
+        self.matches = _predicate(filters)
+
+    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
+        return not self.matches(path, value, kind)
+
+
+class PathMatches:
+    """A filter that matches the whole path against a regular expression.
+
+    >>> State({'net/w': 1, 'net/b': 2}).filter(PathMatches(r'.*/w'))
+    State({'net/w': 1})
+    """
+
+    def __init__(self, pattern: str):
+        self.pattern = re.compile(pattern)
+
+    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
+        return self.pattern.fullmatch(path) is not None
+
+
+class _IsArray:
+    """A filter that matches NumPy and JAX arrays (tracers included)."""
+
+    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
+        return isinstance(value, (np.ndarray, np.generic, jax.Array))
+
+    def __repr__(self) -> str:
+        return "bridges.arrays"
+
+
+arrays = _IsArray()
+
+
+def _predicate(filters: Filter) -> Callable[[str, Any, Kind], bool]:
+    if isinstance(filters, (tuple, list)):
+        parts = [_predicate(f) for f in filters]
+        return lambda path, value, kind: any(part(path, value, kind) for part in parts)
+    if filters is ... or filters is True:
+        return lambda path, value, kind: True
+    if filters is False or filters is None:
+        return lambda path, value, kind: False
+    if isinstance(filters, (Not, PathMatches, _IsArray)):
+        return filters
+    if isinstance(filters, type) and issubclass(filters, Variable):
+        return lambda path, value, kind: issubclass(kind_type(kind), filters)
+    if isinstance(filters, Variable):
+        return lambda path, value, kind: kind == filters
+    if isinstance(filters, str):
+        return lambda path, value, kind: under(path, filters)
+    if callable(filters):
+        return lambda path, value, kind: bool(filters(path, value))
+    raise FilterError(
+        f"{filters!r} is not a filter. A filter is a kind (bridges.Param), ..., a path or prefix, a predicate"
+        " (path, value) -> bool, bridges.Not(…), bridges.PathMatches(regex), bridges.arrays, or a tuple of these."
+    )
+
+
+class State(MutableMapping[str, Any]):
+    """A flat mapping from path to value, with a kind for each entry; a pytree.
+
+    Args:
+      entries: A mapping or pairs of path and value. The kinds of another `State` are kept.
+      kinds: Kinds by path. An entry with none gets `default_kind` of its value.
+
+    >>> state = State({'net/w': np.ones(2, np.float32), 'net/n': np.int32(0)})
+    >>> state.kind('net/w').__name__, state.kind('net/n').__name__
+    ('Param', 'Variable')
+    >>> params, rest = state.partition(Param, ...)
+    >>> list(params), list(rest)
+    (['net/w'], ['net/n'])
+    """
+
+    __slots__ = ("_layout", "_values", "_base", "__weakref__")
+
+    def __init__(
+        self,
+        entries: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        kinds: Mapping[str, Kind] | None = None,
+    ):
+        given = dict(entries)
+        known: Mapping[str, Kind] = dict(entries.kinds) if isinstance(entries, State) else {}
+        known = {**known, **(kinds or {})}
+        paths = tuple(sorted(given))
+        self._layout = Layout(paths, tuple(known.get(p) or default_kind(given[p]) for p in paths))
+        self._values = [given[p] for p in paths]
+        self._base = ""
+
+    @classmethod
+    def _make(cls, layout: Layout, values: list[Any], base: str = "") -> State:
+        self = object.__new__(cls)
+        self._layout, self._values, self._base = layout, values, base
+        return self
+
+    # Mapping ---------------------------------------------------------------------------------------------------------
+
+    def _find(self, path: str) -> int | None:
+        index = self._layout.index.get(path)
+        if index is None and self._base and isinstance(path, str):
+            index = self._layout.index.get(self._base + path)
+        return index
+
+    def __getitem__(self, path: str) -> Any:
+        index = self._find(path)
+        if index is None:
+            raise MissingEntryError(
+                f"There is no entry {path!r} among {len(self)} entries." + hint(str(path), self._layout.paths)
+            )
+        return self._values[index]
+
+    def __setitem__(self, path: str, value: Any) -> None:
+        index = self._find(path)
+        if index is not None:
+            self._values[index] = value
+        else:
+            path = path if not self._base or under(path + "/", self._base[:-1]) else self._base + path
+            self._replace({**dict(self), path: value}, {**self.kinds, path: default_kind(value)})
+
+    def __delitem__(self, path: str) -> None:
+        index = self._find(path)
+        if index is None:
+            raise MissingEntryError(f"There is no entry {path!r} to delete." + hint(str(path), self._layout.paths))
+        full = self._layout.paths[index]
+        self._replace({p: v for p, v in self.items() if p != full}, self.kinds)
+
+    def update(self, *others: Any, **entries: Any) -> None:
+        """Sets many entries at once, as `dict.update`; a `State` given brings its kinds for new entries."""
+        given, kinds = dict(self), dict(self.kinds)
+        for other in (*others, entries):
+            new = dict(other)
+            given.update({self._full(p): v for p, v in new.items()})
+            for path in new:
+                if self._full(path) not in kinds:
+                    kinds[self._full(path)] = other.kind(path) if isinstance(other, State) else default_kind(new[path])
+        self._replace(given, kinds)
+
+    def _full(self, path: str) -> str:
+        index = self._find(path)
+        return path if index is None else self._layout.paths[index]
+
+    def _replace(self, entries: dict[str, Any], kinds: Mapping[str, Kind]) -> None:
+        new = State(entries, kinds)
+        self._layout, self._values = new._layout, new._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.paths)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self._find(path) is not None
+
+    def copy(self) -> State:
+        """Returns a state that can be changed without changing this one; the arrays are shared."""
+        return State._make(self._layout, [*self._values], self._base)
+
+    __copy__ = copy
+
+    def __or__(self, other: Mapping[str, Any]) -> State:
+        new = self.copy()
+        new.update(other)
+        return new
+
+    def __ror__(self, other: Mapping[str, Any]) -> State:
+        return State(other) | self
+
+    def __repr__(self) -> str:
+        lines = ", ".join(f"{p!r}: {v!r}" for p, v in self.items())
+        return f"State({{{lines}}})"
+
+    def __reduce__(self):
+        return State._make, (self._layout, self._values, self._base)
+
+    # Kinds -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every entry, by path."""
+        return dict(zip(self._layout.paths, self._layout.kinds, strict=True))
+
+    def kind(self, path: str) -> Kind:
+        """Returns the kind of one entry: a `Variable` subclass, or an instance that carries metadata."""
+        index = self._find(path)
+        if index is None:
+            raise MissingEntryError(f"There is no entry {path!r}." + hint(path, self._layout.paths))
+        return self._layout.kinds[index]
+
+    # Filters ---------------------------------------------------------------------------------------------------------
+
+    def _select(self, indices: list[int]) -> State:
+        layout = Layout(
+            tuple(self._layout.paths[i] for i in indices), tuple(self._layout.kinds[i] for i in indices)
+        )
+        return State._make(layout, [self._values[i] for i in indices], self._base)
+
+    def _group(self, filters: tuple[Filter, ...]) -> tuple[list[list[int]], list[int]]:
+        predicates = [_predicate(f) for f in filters]
+        groups: list[list[int]] = [[] for _ in predicates]
+        rest = []
+        items = zip(self._layout.paths, self._values, self._layout.kinds, strict=True)
+        for i, (path, value, kind) in enumerate(items):
+            for group, predicate in zip(groups, predicates, strict=True):
+                if predicate(path, value, kind):
+                    group.append(i)
+                    break
+            else:
+                rest.append(i)
+        return groups, rest
+
+    def filter(self, *filters: Filter) -> Any:
+        """Returns a state for each filter; an entry goes to the first filter that matches it, or to none.
+
+        Args:
+          *filters: Kinds, `...`, paths or prefixes, predicates `(path, value) -> bool`, `Not`, `PathMatches`, `arrays`,
+            or tuples of these (any of them).
+
+        Returns:
+          One `State` for one filter, a tuple of them for several.
+        """
+        groups, _ = self._group(filters)
+        states = tuple(self._select(group) for group in groups)
+        return states[0] if len(states) == 1 else states
+
+    def partition(self, *filters: Filter) -> Any:
+        """As `filter`, and raises a `FilterError` if an entry matches none; end with `...` to catch the rest."""
+        groups, rest = self._group(filters)
+        if rest:
+            paths = [f"{self._layout.paths[i]!r} ({kind_type(self._layout.kinds[i]).__name__})" for i in rest]
+            raise FilterError(
+                "These entries match no filter:\n" + listing(paths) + "\nEnd the filters with ... to catch the rest."
+            )
+        states = tuple(self._select(group) for group in groups)
+        return states[0] if len(states) == 1 else states
+
+    def merge(self, *others: Mapping[str, Any]) -> State:
+        """Returns the union of states with disjoint paths, the inverse of `partition`.
+
+        Raises:
+          CollisionError: A path is in two of them. To replace entries, write `state | other`.
+        """
+        entries, kinds = dict(self), dict(self.kinds)
+        for other in others:
+            both = [path for path in other if path in entries]
+            if both:
+                raise CollisionError(
+                    "These entries are in more than one of the states to merge:\n"
+                    + listing(map(repr, both))
+                    + "\nTo replace entries by those of another state write `state | other`."
+                )
+            entries.update(other)
+            if isinstance(other, State):
+                kinds.update(other.kinds)
+        return State(entries, kinds)
+
+    def pop(self, *filters: Any) -> Any:
+        """Removes entries and returns them.
+
+        Args:
+          *filters: An exact path (and a default), as `dict.pop`; or filters other than a string, as in `filter`.
+
+        Returns:
+          The entry's value for a path; a `State` for one filter, a tuple of them for several.
+        """
+        if filters and isinstance(filters[0], str):
+            return super().pop(*filters)
+        groups, rest = self._group(filters)
+        states = tuple(self._select(group) for group in groups)
+        kept = self._select(sorted(rest))
+        self._layout, self._values = kept._layout, kept._values
+        return states[0] if len(states) == 1 else states
+
+
+def _flatten_with_keys(state: State):
+    keys = [PathKey(path) for path in state._layout.paths]
+    return list(zip(keys, state._values, strict=True)), state._layout
+
+
+jax.tree_util.register_pytree_with_keys(
+    State,
+    _flatten_with_keys,
+    lambda layout, values: State._make(layout, list(values)),
+    lambda state: (state._values, state._layout),
+)
