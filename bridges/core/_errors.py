@@ -31,6 +31,10 @@ class PermissionsError(BridgeError, RuntimeError):
     """An entry was created or modified where the running context does not allow it."""
 
 
+class CreateError(PermissionsError):
+    """A state entry does not exist and may not be created here: the state was not initialised for this call."""
+
+
 class EntryShapeError(BridgeError, ValueError):
     """A value does not have the shape, the dtype or the structure of the entry it is meant for."""
 
@@ -43,7 +47,7 @@ class SeedError(BridgeError, ValueError):
     """A random key was drawn and no seed (or no stream of that name) was given."""
 
 
-class NameError_(BridgeError, ValueError):
+class NamingError(BridgeError, ValueError):
     """A module or entry name is malformed, or taken by another."""
 
 

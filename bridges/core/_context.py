@@ -1,0 +1,485 @@
+"""The running context: entries, permissions, random streams and flags of one call of a pure function.
+
+One context variable holds the innermost frame (which module's method runs, under which scope, in which context), so every
+thread and every asyncio task has its own. A context belongs to the JAX trace it was made under; a side effect under
+another trace would leak a tracer and is refused.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridges.core._errors import (
+    ContextError,
+    CreateError,
+    EntryShapeError,
+    LeakError,
+    MissingEntryError,
+    NamingError,
+    PermissionsError,
+    SeedError,
+    StructureError,
+    describe,
+    hint,
+)
+from bridges.core._flat import SEPARATOR
+from bridges.core._jaxpr import trace_state
+from bridges.core._rng import Streams
+from bridges.core._state import Intermediate, Kind, State, default_kind, kind_type
+
+if TYPE_CHECKING:
+    from bridges.core._module import Module
+
+
+class Frame:
+    """Where the program is: the module whose method runs, the scope below it, and the names given there so far.
+
+    Attributes:
+      context: The running context, None while modules are built outside of one.
+      module: The module whose method runs, None in a plain function.
+      scopes: Segments entered with `scope` below the module (or below the root).
+      prefix: What automatic names of modules made in this frame begin with (`'encode_'` in a method `encode`).
+      names: Names taken in this frame.
+    """
+
+    __slots__ = ("context", "module", "scopes", "prefix", "names", "constructing")
+
+    def __init__(
+        self,
+        context: Context | None,
+        module: Module | None,
+        scopes: tuple[str, ...] = (),
+        prefix: str = "",
+        names: set[str] | None = None,
+        constructing: bool = False,
+    ):
+        self.context = context
+        self.module = module
+        self.scopes = scopes
+        self.prefix = prefix
+        self.names = set() if names is None else names
+        self.constructing = constructing
+
+    @property
+    def path(self) -> str:
+        """The path under which this frame makes entries and modules; empty at the root."""
+        parts = (self.module.path, *self.scopes) if self.module is not None else self.scopes
+        return SEPARATOR.join(parts)
+
+
+_FRAME: contextvars.ContextVar[Frame | None] = contextvars.ContextVar("bridges_frame", default=None)
+
+
+def current_frame() -> Frame | None:
+    """Returns the innermost frame of this thread or task."""
+    return _FRAME.get()
+
+
+@contextlib.contextmanager
+def enter(frame: Frame) -> Iterator[Frame]:
+    """Makes `frame` the innermost one for the length of a `with` block."""
+    token = _FRAME.set(frame)
+    try:
+        yield frame
+    finally:
+        _FRAME.reset(token)
+
+
+def context() -> Context:
+    """Returns the running context.
+
+    Raises:
+      ContextError: No stateful function is running.
+    """
+    frame = _FRAME.get()
+    if frame is None or frame.context is None:
+        raise ContextError(
+            "State was used outside of a running context. Wrap the function: state = bridges.init(fn)({}, *args,"
+            " seed=0) makes its state, and state, out = bridges.pure(fn)(state, *args) runs it."
+        )
+    return frame.context
+
+
+class Context:
+    """Entries, permissions, streams and flags of one running call; a mapping from path to value.
+
+    Attributes:
+      create: Whether entries may be created.
+      modify: Whether existing entries may be modified.
+      flags: Values set for the call, read with `flag`.
+      created: Path -> value at creation, for the entries created here.
+      modified: Paths written after they existed.
+    """
+
+    __slots__ = (
+        "create", "modify", "flags", "created", "modified", "owners", "streams", "root",
+        "_given", "_entries", "_source", "_kinds", "_order", "_trace",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        entries: Mapping[str, Any],
+        *,
+        streams: Streams | None = None,
+        create: bool = False,
+        modify: bool = True,
+        flags: Mapping[str, Any] | None = None,
+        root: Module | None = None,
+        parent: Context | None = None,
+    ):
+        self._given = entries
+        self._entries = dict(entries)
+        self._source = entries if isinstance(entries, State) else parent._source if parent else None
+        self._kinds: dict[str, Kind] = parent._kinds if parent else {}
+        self._order: list[str] | None = None
+        self._trace = trace_state()
+        self.streams = streams
+        self.create = create
+        self.modify = modify
+        self.flags = dict(flags or {})
+        self.created: dict[str, Any] = {}
+        self.modified: set[str] = set()
+        self.owners: dict[str, Module] = parent.owners if parent else {}
+        self.root = root
+
+    def child(
+        self,
+        entries: Mapping[str, Any] | None = None,
+        streams: Streams | None = None,
+        create: bool | None = None,
+        modify: bool | None = None,
+    ) -> Context:
+        """Returns a context for the trace that runs now, with this one's kinds and flags and its own effects."""
+        return Context(
+            self._entries if entries is None else entries,
+            streams=streams,
+            create=self.create if create is None else create,
+            modify=self.modify if modify is None else modify,
+            flags=self.flags,
+            parent=self,
+        )
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sorted())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def keys(self) -> list[str]:
+        """The paths of all entries, sorted."""
+        return [*self._sorted()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """All entries, sorted by path."""
+        return [(path, self._entries[path]) for path in self._sorted()]
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """All entries, in no particular order; not to be changed."""
+        return self._entries
+
+    def read(self, path: str) -> Any:
+        """Returns the value at a path.
+
+        Raises:
+          MissingEntryError: There is none.
+        """
+        try:
+            return self._entries[path]
+        except KeyError:
+            raise MissingEntryError(
+                f"There is no state entry {path!r}.{hint(path, self._entries)} Load it into the state, or create it:"
+                " state = bridges.init(fn)(state, *args, seed=0)."
+            ) from None
+
+    __getitem__ = read
+
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Returns the entries strictly below a prefix, by the path that remains, sorted."""
+        order, begin = self._sorted(), prefix + SEPARATOR if prefix else ""
+        start = bisect.bisect_left(order, begin)
+        found = {}
+        for i in range(start, len(order)):
+            path = order[i]
+            if not path.startswith(begin):
+                break
+            found[path[len(begin) :]] = self._entries[path]
+        return found
+
+    def has_below(self, prefix: str) -> bool:
+        """Whether any entry lies strictly below a prefix."""
+        order, begin = self._sorted(), prefix + SEPARATOR
+        i = bisect.bisect_left(order, begin)
+        return i < len(order) and order[i].startswith(begin)
+
+    def _sorted(self) -> list[str]:
+        if self._order is None:
+            source = self._source
+            whole = source is not None and len(source) == len(self._entries) and not self.created
+            self._order = list(source) if whole and source is not None else sorted(self._entries)
+        return self._order
+
+    def kind(self, path: str) -> Kind | None:
+        """Returns the kind of an entry, None if there is no such entry."""
+        if path in self._kinds:
+            return self._kinds[path]
+        if self._source is not None and path in self._source._layout.index:
+            return self._source.kind(path)
+        return default_kind(self._entries[path]) if path in self._entries else None
+
+    def declare(self, path: str, kind: Kind | None) -> None:
+        """Says what kind an entry is; metadata that is known already stays."""
+        if kind is None:
+            return
+        known = self.kind(path)
+        if known is None or (known is not kind and not (isinstance(kind, type) and issubclass(kind_type(known), kind))):
+            self._kinds[path] = kind
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def write(self, path: str, value: Any, kind: Kind | None = None) -> Any:
+        """Creates or modifies one entry and returns the stored value.
+
+        Args:
+          path: The full path.
+          value: An array, or a Python number. It is cast to the dtype of an existing entry within one kind of number
+            (float64 -> float32), never across (float -> int).
+          kind: What the entry is for; `default_kind` of the value for a new entry if not given. An `Intermediate` may
+            be created in any context.
+
+        Raises:
+          CreateError: There is no such entry and none may be created here.
+          PermissionsError: Entries may not be modified here.
+          EntryShapeError: The existing entry has another shape, or a dtype that cannot hold the value.
+          LeakError: A JAX transformation runs that the context does not know of.
+        """
+        self.check_trace(f"write the state entry {path!r}")
+        value = as_leaf(path, value)
+        if path in self._entries:
+            if not self.modify:
+                raise PermissionsError(
+                    f"The state entry {path!r} may not be modified here: the context was opened with modify=False"
+                    " (the predicate of while_loop is such a place). Move the write out, or pass modify=True."
+                )
+            value = _fitted(path, value, self._entries[path])
+            self.modified.add(path)
+        else:
+            if not self.create and not (kind is not None and issubclass(kind_type(kind), Intermediate)):
+                raise CreateError(
+                    f"The state entry {path!r} ({describe(value)}) does not exist and may not be created here."
+                    f"{hint(path, self._entries)} Create it first, state = bridges.init(fn)(state, *args, seed=0), or"
+                    " pass create=True to the pure function."
+                )
+            self.created[path] = value
+            if self._order is not None:
+                bisect.insort(self._order, path)
+            self._kinds[path] = default_kind(value) if kind is None else kind
+            kind = None
+        self._entries[path] = value
+        self.declare(path, kind)
+        return value
+
+    __setitem__ = write
+
+    def update(self, entries: Mapping[str, Any]) -> None:
+        """Writes every entry of a mapping."""
+        for path, value in entries.items():
+            self.write(path, value, entries.kind(path) if isinstance(entries, State) else None)
+
+    def adopt(self, created: Mapping[str, Any]) -> None:
+        """Takes over entries that a child context created, with the kinds it declared."""
+        for path, value in created.items():
+            if path not in self._entries:
+                self.write(path, value, self._kinds.get(path))
+
+    def check_trace(self, action: str) -> None:
+        """Raises a `LeakError` if another JAX trace runs than the one this context belongs to."""
+        if trace_state() != self._trace:
+            raise LeakError(
+                f"tl;dr: use the lifted function of bridges in place of JAX's own.\nReason: you tried to {action} inside"
+                " a function that a plain JAX transformation (jax.jit, jax.grad, jax.lax.scan, jax.vmap, …) runs within"
+                " a pure function. The value would belong to that inner trace and leak out of it, and with cached or"
+                " repeated traces the effect would be lost.\nRemedy: bridges.jit, grad, value_and_grad, scan, cond,"
+                " switch, while_loop, fori_loop, vmap and checkpoint take the same arguments and carry the state"
+                " through; or make the inner function explicit with bridges.pure and pass its state."
+            )
+
+    def snapshot(self, created_only: bool = False) -> State:
+        """Returns the entries as a `State`; with `created_only`, existing ones as they came and new ones as created."""
+        source = self._source
+        entries = {**self._given, **self.created} if created_only else self._entries
+        if source is not None and not self._kinds and len(source) == len(entries):
+            return State._make(source._layout, [entries[path] for path in source._layout.paths])
+        return State(entries, {path: self.kind(path) or default_kind(entries[path]) for path in entries})
+
+    # Streams and flags -----------------------------------------------------------------------------------------------
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether a seed was given."""
+        return self.streams is not None
+
+    @property
+    def streams_given(self) -> tuple[str, ...]:
+        """The names of the streams, empty when the seed was a single one."""
+        return self.streams.named if self.streams is not None else ()
+
+    def is_root(self, path: str) -> bool:
+        """Whether the module at this path is itself the function that was given to `pure` or `init`."""
+        return self.root is not None and self.root.path == path
+
+    def draw(self, stream: str = "default", path: str | None = None) -> jax.Array:
+        """Returns a fresh key of a stream.
+
+        Args:
+          stream: The stream's name.
+          path: Who draws; the current module by default.
+
+        Raises:
+          SeedError: No seed was given, or none for this stream.
+          LeakError: As for `write`.
+        """
+        path = self._drawer(path)
+        streams = self._seeded(stream, path)
+        return streams.draw(stream, path, self.is_root(path))
+
+    def init_key(self, path: str, stream: str = "params") -> jax.Array:
+        """Returns the key with which the part at `path` makes its own variables: the seed itself for a whole model."""
+        return self._seeded(stream, path).first(stream, path, self.is_root(path))
+
+    def _drawer(self, path: str | None) -> str:
+        frame = _FRAME.get()
+        return path if path is not None else frame.path if frame is not None else ""
+
+    def _seeded(self, stream: str, path: str) -> Streams:
+        where = f" at {path!r}" if path else ""
+        self.check_trace(f"draw a random key{where}")
+        if self.streams is None:
+            raise SeedError(
+                f"A key of the random stream {stream!r} is drawn{where}, and no seed was given. Pass seed=0, a key, or"
+                " a dictionary of streams to the pure function. (To need no seed once the state exists, draw inside"
+                " the constructor: self.get('w', lambda: init(bridges.rng(), shape)).)"
+            )
+        return self.streams
+
+    def flag(self, name: str, default: Any = None) -> Any:
+        """Returns the value set for the call, or the default."""
+        return self.flags.get(name, default)
+
+    def claim(self, module: Module) -> None:
+        """Raises a `NamingError` if another module made outside of the context has the same path."""
+        owner = self.owners.setdefault(module.path, module)
+        if owner is not module:
+            raise NamingError(
+                f"Two modules have the path {module.path!r}: {owner!r} and {module!r}. They would share their entries."
+                " Give one of them a name: Net(…, name='other'), or pass one instance to both places to share it."
+            )
+
+
+def as_leaf(path: str, value: Any) -> Any:
+    """Returns the value as an array with a definite dtype; arrays, tracers and abstract values as they are."""
+    if isinstance(value, (bool, int, float, complex)):
+        value = jnp.asarray(value)
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise StructureError(
+            f"The state entry {path!r} must be an array or a tree of arrays; got {type(value).__name__} {value!r}."
+            " Keep anything else as an attribute of the module."
+        )
+    return jnp.asarray(value, dtype=value.dtype) if getattr(value, "weak_type", False) else value
+
+
+def _fitted(path: str, value: Any, existing: Any) -> Any:
+    if tuple(value.shape) != tuple(existing.shape):
+        raise EntryShapeError(
+            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}. Shapes are fixed"
+            " when an entry is created: write a value of that shape, or initialise the state anew."
+        )
+    if value.dtype == existing.dtype:
+        return value
+    castable = not any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) for x in (value, existing))
+    if not castable or not np.can_cast(_plain(value.dtype), _plain(existing.dtype), "same_kind"):
+        raise EntryShapeError(
+            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}: that cast would"
+            " lose more than precision. Cast the value yourself if it is meant."
+        )
+    return jnp.asarray(value, dtype=existing.dtype)
+
+
+def _plain(dtype: Any) -> np.dtype:
+    """Returns the dtype, small floats such as bfloat16 as float16: NumPy knows no kind for them."""
+    return np.dtype(np.float16) if jnp.issubdtype(dtype, np.floating) and dtype.itemsize <= 2 else np.dtype(dtype)
+
+
+def state() -> State:
+    """Returns all entries of the running context as a `State`; changing it changes nothing."""
+    return context().snapshot()
+
+
+def rng(stream: str = "default") -> jax.Array:
+    """Returns a fresh random key for the current module.
+
+    Args:
+      stream: Which of the streams given as `seed={'params': 0, 'dropout': 1}`; one seed serves all of them.
+
+    Raises:
+      SeedError: No seed was given, or none for this stream.
+    """
+    return context().draw(stream)
+
+
+def flag(name: str, default: Any = None) -> Any:
+    """Returns the flag set for this call with `flags=` or `with flags(…)`, or the default."""
+    return context().flag(name, default)
+
+
+@contextlib.contextmanager
+def flags(**values: Any) -> Iterator[None]:
+    """Sets flags for a `with` block, inherited by everything that is called inside it."""
+    running = context()
+    before = running.flags
+    running.flags = {**before, **values}
+    try:
+        yield
+    finally:
+        running.flags = before
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[str]:
+    """Enters a name scope for a `with` block and yields its path: entries and modules made inside lie below it."""
+    check_name(name)
+    outer = _FRAME.get()
+    if outer is None:
+        outer = Frame(None, None)
+    with enter(Frame(outer.context, outer.module, (*outer.scopes, name), outer.prefix)) as frame:
+        yield frame.path
+
+
+def check_name(name: Any) -> str:
+    """Returns the name if it can be one segment of a path.
+
+    Raises:
+      NamingError: It is empty, no string, or holds `/`, `%`, `{` or white space.
+    """
+    if not isinstance(name, str) or not name:
+        raise NamingError(f"A name must be a string that is not empty; got {name!r}.")
+    bad = [c for c in name if c in "/%{}" or c.isspace()]
+    if bad:
+        raise NamingError(
+            f"The name {name!r} holds {bad[0]!r}. A name is one segment of a path: no '/', '%', braces or spaces."
+            + (" Did you forget the f of an f-string?" if "{" in name else "")
+        )
+    return name

@@ -1,0 +1,229 @@
+"""cond, switch, scan, while_loop and fori_loop, lifted over state and random streams.
+
+A body is traced once, with every entry of the state an input, so that what it reads and modifies is known before JAX's
+own control flow is built; that is then built from the traced operations, never from the Python function again. Where
+entries may be created, each body is first run once inline, creating only. Nested to depth d, the innermost body is
+therefore traced at most d + 1 times (once, where nothing may be created).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bridges.core._context import Context
+from bridges.core._errors import BridgeError
+from bridges.core._jaxpr import Traced, trace
+from bridges.core._rng import Streams, fold
+from bridges.core._transforms import Body, Effects
+
+
+class _Step:
+    """One body traced to `(effects, out) = step(entries, keys, *args)`, with what it modifies.
+
+    Args:
+      fn: The stateful function.
+      args: Its arguments, or `jax.ShapeDtypeStruct` for them.
+      counters: Draws so far, so that a body that runs beside another one draws other keys.
+      modify: Whether it may modify entries.
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], counters: Any = None, modify: bool = True):
+        body = Body(fn)
+        outer = body.outer
+        streams = outer.streams
+        self.keys = None if streams is None else streams.keys
+        begin = counters if counters is not None else {} if streams is None else streams.counters
+        used: list[Streams | None] = []
+
+        def run(entries: dict[str, Any], keys: Any, *args: Any) -> tuple[Effects, Any]:
+            inner = None if keys is None else Streams(keys, begin)
+            ctx = outer.child(entries, inner, create=False, modify=modify and outer.modify)
+            out = body.run(ctx, args, {})
+            used.append(inner)
+            return Effects.of(ctx), out
+
+        self.traced: Traced = trace(run, dict(outer.entries), self.keys, *args)
+        self.streams = used[-1]
+        effects, self.out = self.traced.shape
+        self.written: dict[str, Any] = {**effects.created, **effects.modified}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the body drew a key."""
+        return self.streams is not None and self.streams.drawn
+
+    def __call__(self, entries: dict[str, Any], keys: Any, *args: Any) -> tuple[dict[str, Any], Any]:
+        effects, out = self.traced(entries, keys, *args)
+        return {**effects.created, **effects.modified}, out
+
+
+def _begin(outer: Context, written: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the written entries are before: their value, zeros for one that the body records anew."""
+    entries = outer.entries
+    return {p: entries[p] if p in entries else jnp.zeros(s.shape, s.dtype) for p, s in written.items()}
+
+
+def _known(outer: Context, changing: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries as inputs of a traced body, the changing ones at their present values."""
+    return {path: changing.get(path, value) for path, value in outer.entries.items()}
+
+
+def _finish(outer: Context, written: dict[str, Any], steps: Sequence[_Step]) -> None:
+    for path, value in written.items():
+        outer.write(path, value, outer.kind(path))
+    if outer.streams is not None:
+        for step in steps:
+            if step.streams is not None:
+                most = {**outer.streams.counters}
+                for key, count in step.streams.counters.items():
+                    most[key] = max(count, most.get(key, 0))
+                outer.streams.counters = most
+                outer.streams.drawn |= step.streams.drawn
+
+
+def cond(
+    pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any
+) -> Any:
+    """Returns `true_fun(*operands)` where `pred` holds, else `false_fun(*operands)`, as `jax.lax.cond`.
+
+    Both functions may read, create and modify state; what only one modifies keeps its value in the other.
+    """
+
+    def choose(branches: list[Callable[..., Any]], written: dict[str, Any], operands: tuple[Any, ...]) -> Any:
+        return jax.lax.cond(pred, *branches, written, *operands)
+
+    return _select([true_fun, false_fun], operands, choose)
+
+
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
+    """Returns `branches[index](*operands)`, the index clamped, as `jax.lax.switch`; state as in `cond`."""
+
+    def choose(branches: list[Callable[..., Any]], written: dict[str, Any], operands: tuple[Any, ...]) -> Any:
+        return jax.lax.switch(index, branches, written, *operands)
+
+    return _select(list(branches), operands, choose)
+
+
+def _select(functions: list[Callable[..., Any]], operands: tuple[Any, ...], choose: Callable[..., Any]) -> Any:
+    bodies = [Body(fn) for fn in functions]
+    outer = bodies[0].outer
+    for body in bodies:
+        body.prepare(*operands)
+    steps = [_Step(fn, operands) for fn in functions]
+    written = _begin(outer, {path: shape for step in steps for path, shape in step.written.items()})
+
+    def branch(step: _Step) -> Callable[..., Any]:
+        def run(before: dict[str, Any], *operands: Any) -> Any:
+            new, out = step(_known(outer, before), step.keys, *operands)
+            return {**before, **new}, out
+
+        return run
+
+    after, out = choose([branch(step) for step in steps], written, operands)
+    _finish(outer, after, steps)
+    return out
+
+
+def scan(
+    fn: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+) -> tuple[Any, Any]:
+    """Returns `(carry, ys)` of `carry, y = fn(carry, x)` over the leading axis of `xs`, as `jax.lax.scan`.
+
+    State that `fn` modifies is carried from step to step; state that it creates is created once and shared by all steps.
+    Every step draws keys of its own.
+
+    Args:
+      fn: A stateful function `(carry, x) -> (carry, y)`.
+      init: The first carry, any pytree of arrays.
+      xs: Arrays `[length, …]`, any pytree, or None.
+      length: The number of steps, where `xs` is None.
+      reverse: Whether to run from the last to the first.
+      unroll: As in `jax.lax.scan`.
+    """
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(xs)}
+    if len(lengths | ({length} if length is not None else set())) != 1:
+        raise BridgeError(
+            f"scan needs one length: the leading axes of xs are {sorted(lengths)}, length={length}. Give xs with equal"
+            " leading axes, or length= alone."
+        )
+    (count,) = lengths or {length}
+    body = Body(fn)
+    outer = body.outer
+    if outer.create:
+        at = count - 1 if reverse else 0
+        body.prepare(init, jax.tree.map(lambda x: x[at] if count else jnp.zeros(x.shape[1:], x.dtype), xs))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    step = _Step(fn, (init, one))
+    if not isinstance(step.out, (tuple, list)) or len(step.out) != 2:
+        raise BridgeError(f"The function of scan must return (carry, y); it returned {jax.tree.structure(step.out)}.")
+
+    def run(before: tuple[dict[str, Any], Any], inputs: tuple[Any, Any]) -> Any:
+        (changing, carry), (index, x) = before, inputs
+        keys = step.keys if index is None else fold(step.keys, index)
+        new, (carry, y) = step(_known(outer, changing), keys, carry, x)
+        return ({**changing, **new}, carry), y
+
+    index = jnp.arange(count) if step.drawn else None
+    begin = (_begin(outer, step.written), init)
+    (written, carry), ys = jax.lax.scan(run, begin, (index, xs), length=count, reverse=reverse, unroll=unroll)
+    _finish(outer, written, [step])
+    return carry, ys
+
+
+def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any) -> Any:
+    """Returns the value after `val = body_fun(val)` while `cond_fun(val)` holds, as `jax.lax.while_loop`.
+
+    `body_fun` may read, create and modify state; `cond_fun` may read it, and sees what the body modified.
+    """
+    bodies = [Body(cond_fun), Body(body_fun)]
+    outer = bodies[0].outer
+    for body in bodies:
+        body.prepare(init_val)
+    test = _Step(cond_fun, (init_val,), modify=False)
+    step = _Step(body_fun, (init_val,), None if test.streams is None else test.streams.counters)
+    counted = test.drawn or step.drawn
+
+    def keys(index: Any) -> Any:
+        return fold(step.keys, index) if counted else step.keys
+
+    def holds(before: Any) -> Any:
+        index, changing, value = before
+        return test(_known(outer, changing), keys(index), value)[1]
+
+    def run(before: Any) -> Any:
+        index, changing, value = before
+        new, value = step(_known(outer, changing), keys(index), value)
+        return index + 1 if counted else None, {**changing, **new}, value
+
+    begin = (jnp.int32(0) if counted else None, _begin(outer, step.written), init_val)
+    _, written, value = jax.lax.while_loop(holds, run, begin)
+    _finish(outer, written, [test, step])
+    return value
+
+
+def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_val: Any) -> Any:
+    """Returns the value after `val = body_fun(i, val)` for `i` from `lower` to `upper - 1`, as `jax.lax.fori_loop`."""
+    body = Body(body_fun)
+    outer = body.outer
+    if outer.create:
+        body.prepare(jnp.asarray(lower), init_val)
+    step = _Step(body_fun, (jax.eval_shape(jnp.asarray, lower), init_val))
+
+    def run(index: Any, before: tuple[dict[str, Any], Any]) -> Any:
+        changing, value = before
+        keys = fold(step.keys, index) if step.drawn else step.keys
+        new, value = step(_known(outer, changing), keys, index, value)
+        return {**changing, **new}, value
+
+    written, value = jax.lax.fori_loop(lower, upper, run, (_begin(outer, step.written), init_val))
+    _finish(outer, written, [step])
+    return value

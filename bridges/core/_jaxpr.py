@@ -1,0 +1,65 @@
+"""Tracing a function once and running what was traced: the few things that JAX offers outside its main namespace.
+
+`jax.extend.core` is public but may change between releases; everything that this project takes from it is in this file,
+and `tests/core/test_jaxpr.py` pins what is relied on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+from bridges.core._errors import BridgeError
+
+
+def trace_state() -> Any:
+    """Returns a value that is equal for two calls exactly when both run under the same JAX trace."""
+    return jex.get_opaque_trace_state()
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A function traced once to a jaxpr.
+
+    Attributes:
+      closed: The closed jaxpr. Tracers that the function closed over are among its constants.
+      in_tree: The structure of the arguments.
+      shape: The output tree with `jax.ShapeDtypeStruct` leaves.
+    """
+
+    closed: Any
+    in_tree: Any
+    shape: Any
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the traced operations on arguments of the traced structure; never runs the Python function again."""
+        leaves, tree = jax.tree.flatten(args)
+        if tree != self.in_tree:
+            raise BridgeError(
+                f"A traced function was called with another structure than it was traced with: got {tree}, wanted"
+                f" {self.in_tree}. Return and pass values of one structure in every iteration or branch."
+            )
+        out = jex.jaxpr_as_fun(self.closed)(*leaves)
+        return jax.tree.unflatten(jax.tree.structure(self.shape), out)
+
+    def needed(self) -> Traced:
+        """Returns the same function without the operations that no output depends on."""
+        jaxpr = self.closed.jaxpr
+        wanted = {var for var in jaxpr.outvars if not isinstance(var, jex.Literal)}
+        kept = []
+        for eqn in reversed(jaxpr.eqns):
+            if any(var in wanted for var in eqn.outvars):
+                kept.append(eqn)
+                wanted.update(var for var in eqn.invars if not isinstance(var, jex.Literal))
+        pruned = jaxpr.replace(eqns=kept[::-1])
+        return dataclasses.replace(self, closed=jex.ClosedJaxpr(pruned, self.closed.consts))
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> Traced:
+    """Traces `fn(*args)` once, with every leaf of `args` abstract."""
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return Traced(closed, jax.tree.structure(args), shape)

@@ -1,0 +1,463 @@
+"""Module: the base class of parts that read and write their entries in the running context.
+
+A module instance holds no arrays. It has a path; its methods run in a frame under that path, and `get` and `put` reach
+the entries below it. Where a module has no name of its own, it is named after the attribute of its parent that it is
+first assigned to (`self.enc = MLP()` -> `…/enc`), else after its class. Names never depend on anything but the program,
+so every process gives the same paths.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from bridges.core import _fields
+from bridges.core._context import (
+    Context,
+    Frame,
+    as_leaf,
+    check_name,
+    context,
+    current_frame,
+    enter,
+)
+from bridges.core._errors import (
+    BridgeError,
+    EntryShapeError,
+    FieldError,
+    NamingError,
+    StructureError,
+    describe,
+    hint,
+    listing,
+)
+from bridges.core._flat import SEPARATOR, flatten, under, unflatten
+from bridges.core._rng import SINGLE, Streams
+from bridges.core._state import Intermediate, Kind, State, Variable, kind_type
+
+
+def snake_case(name: str) -> str:
+    """Returns the name as the field writes module names: `MLP` -> `mlp`, `Conv2D` -> `conv2_d`, `ResNet` -> `res_net`.
+
+    The rule is Haiku's (`haiku._src.utils.camel_to_snake`, 0.0.17).
+    """
+    name = re.sub(r"((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))", r"_\1", name)
+    return name.lower().strip("_") or "module"
+
+
+def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapper(self: Module, *args: Any, **kwargs: Any) -> Any:
+        outer = current_frame()
+        running = outer.context if outer is not None else None
+        if running is not None and self._rooted:
+            running.claim(self)
+        try:
+            with enter(Frame(running, self, prefix=prefix)), jax.named_scope(self.name):
+                return method(self, *args, **kwargs)
+        except Exception as err:
+            if not getattr(err, "_bridges_noted", False):
+                err._bridges_noted = True  # type: ignore[attr-defined]
+                err.add_note(f"This happened in {type(self).__name__}.{method.__name__} of the module {self.path!r}.")
+            raise
+
+    wrapper._scoped = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+class ModuleType(type):
+    """Collects the typed hyperparameters, lets every method enter its module's scope, and names new instances."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any):
+        if bases:
+            for key, value in list(namespace.items()):
+                if key.startswith("__") and key != "__call__":
+                    continue
+                prefix = "" if key == "__call__" else f"{key.strip('_')}_"
+                if inspect.isfunction(value) and not hasattr(value, "_scoped"):
+                    namespace[key] = _scoped(value, prefix)
+                elif isinstance(value, property) and value.fget is not None:
+                    scoped = [f and _scoped(f, prefix) for f in (value.fget, value.fset, value.fdel)]
+                    namespace[key] = property(*scoped, doc=value.__doc__)
+        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        cls._all_fields = _fields.collect(cls) if bases else {}
+        return cls
+
+    def __call__(cls, *args: Any, name: str | None = None, **kwargs: Any):
+        self = cls.__new__(cls)
+        fill = object.__setattr__
+        fill(self, "_children", {})
+        fill(self, "_names", set())
+        fill(self, "_structures", {})
+        fill(self, "_path", None)
+        fill(self, "_fields", _fields.take(cls, cls._all_fields, kwargs))
+        frame = current_frame()
+        fill(self, "_frame", frame)
+        fill(self, "_name", None)
+        fill(self, "_rooted", frame is None or (frame.context is None and frame.module is None))
+        fill(self, "_base_name", cls._auto_name(args, kwargs) if name is None else "")
+        if name is not None:
+            _reserve(frame, check_name(name))
+            fill(self, "_name", name)
+        with enter(Frame(frame.context if frame else None, self, names=self._names, constructing=True)):
+            try:
+                self.__init__(*args, **kwargs)
+            except TypeError as err:
+                try:
+                    inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+                except TypeError:
+                    raise FieldError(_fields.unknown(cls, cls._all_fields, kwargs)) from err
+                raise
+        return self
+
+
+def _reserve(frame: Frame | None, name: str) -> None:
+    """Takes a name in the frame in which a module is made."""
+    if frame is None or (frame.context is None and frame.module is None):
+        return
+    taken = name in frame.names or (frame.module is not None and name in frame.module._names)
+    if taken:
+        raise NamingError(
+            f"The name {name!r} is taken already under {frame.path!r}: two modules or entries would share it. Choose"
+            " another name; to share a module, pass the same instance to both places."
+        )
+    frame.names.add(name)
+
+
+def _automatic(frame: Frame | None, base: str) -> str:
+    """Returns the first free of `base`, `base_1`, `base_2`, … in the frame, and takes it."""
+    if frame is None or (frame.context is None and frame.module is None):
+        return base
+    base = frame.prefix + base
+    taken = frame.names | (frame.module._names if frame.module is not None else set())
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    frame.names.add(name)
+    return name
+
+
+class Module(metaclass=ModuleType):
+    """Base class of stateful modules.
+
+    Annotated class attributes are hyperparameters: given by keyword, checked, read-only. Everything else is ordinary
+    Python: `__init__` may take arguments of its own and set attributes.
+
+    Args:
+      name: Accepted by every module: one segment of a path. Without it the module is named after the attribute of its
+        parent that it is assigned to, else after its class.
+
+    >>> import bridges as br, jax.numpy as jnp
+    >>> class Net(br.Module):
+    ...   size: int = 3
+    ...   def __call__(self, x):
+    ...     return x + self.get('bias', jnp.ones, (self.size,))
+    >>> net = Net(size=2)
+    >>> state = br.init(net)({}, jnp.zeros(2))
+    >>> state
+    State({'net/bias': Array([1., 1.], dtype=float32)})
+    >>> br.pure(net)(state, jnp.zeros(2))[1]
+    Array([1., 1.], dtype=float32)
+    """
+
+    _children: dict[str, Module]
+    _names: set[str]
+    _structures: dict[str, Any]
+    _fields: dict[str, Any]
+    _frame: Frame | None
+    _rooted: bool
+    _base_name: str
+    _name: str | None
+    _path: str | None
+    _all_fields: dict[str, _fields.Field]
+
+    @classmethod
+    def _auto_name(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Returns what an instance made with these arguments is called when nothing else names it."""
+        return snake_case(cls.__name__)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        for name, child in _modules_in(key, value):
+            if child._name is None and child._frame is not None and child._frame.module is self:
+                free = name not in self._names and name not in child._frame.names
+                object.__setattr__(child, "_name", name if free else _automatic(child._frame, child._base_name))
+                self._names.add(child.name)
+        object.__setattr__(self, key, value)
+
+    def __repr__(self) -> str:
+        fields = "".join(f", {k}={v!r}" for k, v in self._fields.items())
+        return f"{type(self).__name__}({self.path!r}{fields})"
+
+    @property
+    def name(self) -> str:
+        """The last segment of the path."""
+        if self._name is None:
+            object.__setattr__(self, "_name", _automatic(self._frame, self._base_name))
+        return self._name  # type: ignore[return-value]
+
+    @property
+    def path(self) -> str:
+        """The unique path of this module: its entries lie below it."""
+        if self._path is None:
+            parent = self._frame.path if self._frame is not None else ""
+            object.__setattr__(self, "_path", f"{parent}{SEPARATOR}{self.name}" if parent else self.name)
+            object.__setattr__(self, "_frame", None)
+        return self._path  # type: ignore[return-value]
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def get(self, name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **kwargs: Any) -> Any:
+        """Returns a submodule or a state entry of this module, making it at first use.
+
+        Args:
+          name: The name below this module's path.
+          ctor: A `Module` class (or `functools.partial` of one): makes a submodule of that name. Any other callable:
+            makes the value of a state entry, an array or any pytree of arrays, where creating is allowed. A value that
+            is not callable is taken as it is.
+          *args: Arguments of `ctor`.
+          kind: What the entry is for: a `Variable` subclass or instance; floating arrays are `Param` if not given,
+            trees and all else `Variable`.
+          **kwargs: Arguments of `ctor`.
+
+        Returns:
+          The submodule, or the entry's current value; a tree comes back whole.
+
+        Raises:
+          MissingEntryError: There is no such entry and `ctor` was not given.
+          CreateError: There is no such entry and none may be created here.
+        """
+        base = self._base()
+        path = f"{base}{SEPARATOR}{name}"
+        key = path[len(self.path) + 1 :]
+        if key in self._children:
+            return self._children[key]
+        if is_module_class(ctor):
+            with enter(self._inside(base)):
+                child = ctor(*args, name=name, **kwargs)
+            return self._children.setdefault(key, child)
+        return get_entry(context(), path, ctor, args, kwargs, kind, self._structures, lambda m: self._adopt(key, m))
+
+    def put(self, name: str | Mapping[str, Any], value: Any = None, /, *, kind: Kind | None = None) -> Any:
+        """Writes a state entry, or every entry of a mapping, creating what is not there where that is allowed.
+
+        Args:
+          name: A name below this module, or a mapping from full paths or such names to values.
+          value: An array or a tree of the structure that the entry has.
+          kind: What a new entry is for.
+
+        Returns:
+          The value as stored, or the mapping.
+
+        Raises:
+          EntryShapeError: An entry has another shape or structure.
+          CreateError: An entry does not exist and may not be created here.
+          LeakError: A JAX transformation runs that the context does not know of.
+        """
+        ctx = context()
+        if not isinstance(name, str):
+            for key, item in name.items():
+                path = self._resolve(ctx, key)
+                put_entry(ctx, path, item, name.kind(key) if isinstance(name, State) else kind, self._structures)
+            return name
+        return put_entry(ctx, f"{self._base()}{SEPARATOR}{name}", value, kind, self._structures)
+
+    def putm(self, mapping: Mapping[str, Any], /) -> Mapping[str, Any]:
+        """Writes every entry of a mapping from full paths, or names below this module, to values; as `put(mapping)`."""
+        return self.put(mapping)
+
+    def getm(self, pattern: str = ".*") -> State:
+        """Returns the entries below this module whose name below it matches, by full path.
+
+        Args:
+          pattern: A regular expression, matched from the name's beginning as `re.match` does.
+
+        Returns:
+          A `State`; changing it changes nothing until it is given to `put`. It also answers to names below the module.
+        """
+        ctx = context()
+        regex = re.compile(pattern)
+        found = {name: value for name, value in ctx.under(self.path).items() if regex.match(name)}
+        prefix = self.path + SEPARATOR
+        kinds = {prefix + name: kind for name in found if (kind := ctx.kind(prefix + name)) is not None}
+        new = State({prefix + name: value for name, value in found.items()}, kinds)
+        return State._make(new._layout, new._values, prefix)
+
+    def _base(self) -> str:
+        frame = current_frame()
+        if frame is not None and frame.module is self and frame.scopes:
+            return frame.path
+        return self.path
+
+    def _inside(self, base: str) -> Frame:
+        frame = current_frame()
+        scopes = tuple(base[len(self.path) + 1 :].split(SEPARATOR)) if base != self.path else ()
+        return Frame(frame.context if frame else None, self, scopes)
+
+    def _adopt(self, key: str, child: Module) -> Module:
+        return self._children.setdefault(key, child)
+
+    def _resolve(self, ctx: Context, key: str) -> str:
+        full = f"{self.path}{SEPARATOR}{key}"
+        if key in ctx or (full not in ctx and (under(key, self.path) or ctx.has_below(key))):
+            return key
+        return full
+
+
+def _modules_in(key: str, value: Any) -> list[tuple[str, Module]]:
+    if isinstance(value, Module):
+        return [(key, value)]
+    if type(value) in (list, tuple):
+        return [(f"{key}_{i}", item) for i, item in enumerate(value) if isinstance(item, Module)]
+    if type(value) is dict:
+        return [(f"{key}_{k}", item) for k, item in value.items() if isinstance(item, Module)]
+    return []
+
+
+def is_module_class(ctor: Any) -> bool:
+    """Whether calling this makes a module: a `Module` class, or a `functools.partial` of one."""
+    while isinstance(ctor, functools.partial):
+        ctor = ctor.func
+    return isinstance(ctor, type) and issubclass(ctor, Module)
+
+
+def get_entry(
+    ctx: Context,
+    path: str,
+    ctor: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    kind: Kind | None,
+    structures: dict[str, Any],
+    adopt: Callable[[Module], Module] = lambda module: module,
+) -> Any:
+    """Returns the entry at a path, whole, making it with `ctor` where that is allowed; see `Module.get`."""
+    if path in ctx.entries:
+        ctx.declare(path, kind)
+        return ctx.read(path)
+    make = functools.partial(ctor, *args, **kwargs) if callable(ctor) else lambda: ctor
+    below = ctx.has_below(path)
+    like = structures.get(path)
+    if like is not None and _fits(ctx, path, like, below):
+        return _assemble(ctx, path, like, kind)
+    made: Any = None
+    if ctor is not None and (below or not ctx.create):
+        made = _abstract(ctx, make)
+        if made is Module:
+            return adopt(_construct(path, make))
+        if below or not jax.tree.leaves(made):
+            structures[path] = made
+            return _assemble(ctx, path, made, kind)
+    if ctor is None:
+        ctx.read(path)
+    transient = kind is not None and issubclass(kind_type(kind), Intermediate)
+    if not ctx.create and not transient:
+        return put_entry(ctx, path, made, kind, structures)  # Raises: the abstract value serves for the message.
+    value = _construct(path, make)
+    if isinstance(value, Module):
+        return adopt(value)
+    return put_entry(ctx, path, value, kind, structures)
+
+
+def _construct(path: str, make: Callable[[], Any]) -> Any:
+    frame = current_frame()
+    inner = Frame(frame.context, frame.module, frame.scopes, names=set()) if frame else Frame(None, None)
+    inner.scopes = (*inner.scopes, path.rsplit(SEPARATOR, 1)[-1])
+    with enter(inner):
+        return make()
+
+
+def _abstract(ctx: Context, make: Callable[[], Any]) -> Any:
+    """Returns the structure of what `make` gives, with no key and no array made; the class `Module` if it gives one."""
+    seen: list[Any] = []
+    keys = {name: jax.random.key(0) for name in (ctx.streams_given or (SINGLE,))}
+
+    def run() -> Any:
+        frame = current_frame()
+        streams = Streams(keys)
+        child = ctx.child(streams=streams, create=True)
+        with enter(Frame(child, frame.module if frame else None, frame.scopes if frame else ())):
+            value = make()
+        if isinstance(value, Module):
+            seen.append(value)
+            return ()
+        return value
+
+    try:
+        shape = jax.eval_shape(run)
+    except TypeError as err:
+        raise StructureError(f"A state entry must be an array or a tree of arrays, and its constructor: {err}") from err
+    return Module if seen else shape
+
+
+def _fits(ctx: Context, path: str, like: Any, below: bool) -> bool:
+    """Whether a remembered structure is that of the entries: another state may hold another tree there, or none yet."""
+    names = flatten(like)
+    return set(ctx.under(path)) == set(names) if below else not names
+
+
+def _assemble(ctx: Context, path: str, like: Any, kind: Kind | None) -> Any:
+    if not jax.tree.leaves(like):
+        return jax.tree.map(lambda x: x, like)
+    found = ctx.under(path)
+    try:
+        value = unflatten(found, like)
+    except StructureError as err:
+        raise StructureError(f"The entries below {path!r} are not the tree that its constructor makes. {err}") from err
+    for name in found if kind is not None else ():
+        ctx.declare(f"{path}{SEPARATOR}{name}", kind)
+    return value
+
+
+def put_entry(ctx: Context, path: str, value: Any, kind: Kind | None, structures: dict[str, Any]) -> Any:
+    """Writes an array, or a tree leaf by leaf, at a path; see `Module.put`."""
+    structure = jax.tree.structure(value)
+    if jax.tree_util.treedef_is_leaf(structure):
+        if ctx.has_below(path):
+            names = list(ctx.under(path))
+            raise EntryShapeError(
+                f"The state entry {path!r} is a tree with the leaves {', '.join(names[:5])}{'…' * (len(names) > 5)} and"
+                f" was written with {describe(value)}. Write a tree of that structure."
+            )
+        return ctx.write(path, value, kind)
+    flat = flatten(value)
+    present = ctx.under(path)
+    if path in ctx.entries or (present and set(present) != set(flat)):
+        lines = [f"missing {n!r}{hint(n, flat)}" for n in present if n not in flat]
+        lines += [f"unexpected {n!r}" for n in flat if n not in present]
+        raise EntryShapeError(
+            f"The state entry {path!r} has another structure than the tree it was written with:\n"
+            + listing(lines or ["it is a single array"])
+        )
+    for name, leaf in flat.items():
+        ctx.write(f"{path}{SEPARATOR}{name}", leaf, Variable if kind is None and not present else kind)
+    structures[path] = jax.tree.map(_shape, value)
+    return value
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    leaf = as_leaf("", leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def get(name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **kwargs: Any) -> Any:
+    """Returns an entry or submodule of the module whose method runs; below the current scope in a plain function."""
+    frame = current_frame()
+    ctx = context()
+    if frame is not None and frame.module is not None:
+        return frame.module.get(name, ctor, *args, kind=kind, **kwargs)
+    if is_module_class(ctor):
+        raise BridgeError(
+            f"bridges.get({name!r}, {ctor!r}) makes a submodule and there is no module around it. Make the module"
+            " directly, Net(name=…), outside of the function."
+        )
+    base = frame.path if frame is not None else ""
+    path = f"{base}{SEPARATOR}{name}" if base else name
+    return get_entry(ctx, path, ctor, args, kwargs, kind, {})
+
+

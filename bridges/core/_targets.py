@@ -1,0 +1,74 @@
+"""What a gradient or an optimizer acts on: modules, paths, prefixes, mappings and lists of them -> entry paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bridges.core._context import Context
+from bridges.core._errors import EntryShapeError, MissingEntryError, describe, hint
+from bridges.core._flat import SEPARATOR
+from bridges.core._module import Module
+from bridges.core._state import Param, State, kind_type
+
+Targets = Any  # Module | str | Mapping[str, Any] | Iterable[Targets]
+
+
+def resolve(ctx: Context, targets: Targets) -> State:
+    """Returns the entries that the targets name, with their kinds.
+
+    Args:
+      ctx: The running context.
+      targets: An exact path names its entry. A module, or a path with entries below it, names the `Param` entries there.
+        A mapping (what `getm` gives) names its keys. Iterables of these name all of it.
+
+    Raises:
+      MissingEntryError: A target names nothing.
+      EntryShapeError: An exact path names an entry that has no gradient (an integer, a key).
+    """
+    paths: dict[str, None] = {}
+    for target in each(targets):
+        if isinstance(target, str) and target in ctx:
+            _differentiable(target, ctx.read(target))
+            paths[target] = None
+            continue
+        prefix = target.path if isinstance(target, Module) else target
+        below = [f"{prefix}{SEPARATOR}{name}" for name in ctx.under(prefix)]
+        params = [path for path in below if issubclass(kind_type(ctx.kind(path) or Param), Param)]
+        if not params:
+            shown = f"the module {target!r}" if isinstance(target, Module) else repr(target)
+            found = f"has {len(below)} entries and none of them is a Param" if below else "has no entries"
+            raise MissingEntryError(
+                f"{shown} was named to differentiate or update, and {found}.{hint(prefix, ctx.entries)} Name a module,"
+                " a path or a prefix whose entries exist: call the module once before, or initialise the state."
+            )
+        paths.update(dict.fromkeys(path for path in params if _has_gradient(ctx.read(path))))
+    kinds = {path: kind for path in paths if (kind := ctx.kind(path)) is not None}
+    return State({path: ctx.read(path) for path in paths}, kinds)
+
+
+def each(targets: Targets) -> Iterable[Any]:
+    if isinstance(targets, (str, Module)):
+        yield targets
+    elif isinstance(targets, (Mapping, Iterable)):
+        for target in targets:
+            yield from each(target)
+    else:
+        raise MissingEntryError(
+            f"{targets!r} names no state entries. Name modules, paths, prefixes, or lists of these; or argument numbers."
+        )
+
+
+def _has_gradient(value: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(value.dtype, np.inexact))
+
+
+def _differentiable(path: str, value: Any) -> None:
+    if not _has_gradient(value):
+        raise EntryShapeError(
+            f"The state entry {path!r} is {describe(value)} and has no gradient. Name floating entries only, for example"
+            " net.getm(…).filter(bridges.Param), or the module itself: it stands for its Param entries."
+        )

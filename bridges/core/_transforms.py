@@ -1,0 +1,274 @@
+"""jit, grad, value_and_grad and checkpoint, lifted over state, random streams and scopes.
+
+Each runs the function in a child context that belongs to the inner trace, hands the child's effects out of the trace as
+outputs, and writes them to the outer context. Where initial values must be real before the transformation can be built
+(gradients with respect to entries that do not exist yet), the function is run once inline first, creating only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from bridges.core._context import Context, Frame, context, current_frame, enter
+from bridges.core._pure import jit_outside, running
+from bridges.core._rng import Streams
+from bridges.core._state import State
+from bridges.core._targets import Targets, resolve
+
+
+class Body:
+    """A stateful function as a transformation sees it: bound to the frame in which the transformation was called.
+
+    Args:
+      fn: The function.
+    """
+
+    def __init__(self, fn: Callable[..., Any]):
+        self.fn = fn
+        self.outer = context()
+        frame = current_frame()
+        self.frame = frame if frame is not None else Frame(self.outer, None)
+
+    def run(self, ctx: Context, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Runs the function in a child context, under the scope and the automatic names of the frame it came from."""
+        names = set(self.frame.names)
+        with enter(Frame(ctx, self.frame.module, self.frame.scopes, self.frame.prefix, names)):
+            return self.fn(*args, **kwargs)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Creates what the function needs, by running it inline once; its other effects are dropped."""
+        if not self.outer.create:
+            return
+        streams = self.outer.streams.fork() if self.outer.streams is not None else None
+        # The containers are copied, so that a function that empties its arguments does so once.
+        args, kwargs = jax.tree.map(lambda x: x, (args, kwargs))
+        child = self.outer.child(streams=streams)
+        self.run(child, args, kwargs)
+        self.outer.adopt(child.created)
+
+    def child(self, entries: Mapping[str, Any] | None = None, create: bool = False) -> Context:
+        """Returns a child context for the trace that runs now; its streams go on where the outer ones are."""
+        streams = self.outer.streams.fork() if self.outer.streams is not None else None
+        return self.outer.child(entries, streams, create=create)
+
+    def commit(self, effects: Effects, streams: Streams | None = None) -> None:
+        """Writes to the outer context what the child did."""
+        commit(self.outer, effects)
+        if self.outer.streams is not None:
+            self.outer.streams.join(streams)
+
+
+class Effects:
+    """What a child context did, as a pytree that can leave a trace: values created and modified."""
+
+    __slots__ = ("created", "modified")
+
+    def __init__(self, created: dict[str, Any], modified: dict[str, Any]):
+        self.created, self.modified = created, modified
+
+    @classmethod
+    def of(cls, ctx: Context) -> Effects:
+        """Returns the effects of a child context."""
+        return cls(dict(ctx.created), {path: ctx.read(path) for path in sorted(ctx.modified)})
+
+
+jax.tree_util.register_pytree_node(
+    Effects, lambda e: ((e.created, e.modified), None), lambda _, children: Effects(*children)
+)
+
+
+def commit(ctx: Context, effects: Effects) -> None:
+    """Writes effects to a context: initial values first, so that they are known as such, then modifications."""
+    ctx.adopt(effects.created)
+    for path, value in effects.modified.items():
+        ctx.write(path, value, ctx.kind(path))
+
+
+def grad(fn: Callable[..., Any], targets: Targets, has_aux: bool = False) -> Callable[..., Any]:
+    """Returns a function that gives `(loss, params, grads)`, with respect to state entries or arguments.
+
+    Args:
+      fn: A stateful function that returns a scalar loss (`(loss, aux)` with `has_aux`).
+      targets: Modules, paths, prefixes, a mapping such as `getm` gives, or a list of these: the entries to differentiate
+        with respect to. A module or prefix stands for its `Param` entries. Or an argument number, or several.
+      has_aux: Whether `fn` returns auxiliary output; the result is then `(loss, params, grads, aux)`.
+
+    Returns:
+      A function of the arguments of `fn`. `params` and `grads` are a `State` each, with the same paths and kinds (the
+      arguments themselves, and their gradients, for argument numbers). `params` are the values after the call; what `fn`
+      modifies is written to the state.
+
+    Raises:
+      MissingEntryError: A target names no entry.
+    """
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        loss, aux, selected, grads = _differentiate(fn, targets, has_aux, args, kwargs)
+        return (loss, selected, grads, aux) if has_aux else (loss, selected, grads)
+
+    return wrapper
+
+
+def value_and_grad(fn: Callable[..., Any], targets: Targets = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Returns a function that gives `(value, grads)` as `jax.value_and_grad` does; `targets` as in `grad`.
+
+    With `has_aux` the value is `(loss, aux)`.
+    """
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        loss, aux, _, grads = _differentiate(fn, targets, has_aux, args, kwargs)
+        return ((loss, aux), grads) if has_aux else (loss, grads)
+
+    return wrapper
+
+
+def _differentiate(
+    fn: Callable[..., Any], targets: Targets, has_aux: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any, Any, Any]:
+    body = Body(fn)
+    body.prepare(*args, **kwargs)
+    single = isinstance(targets, int)
+    numbers = (targets,) if single else tuple(targets) if isinstance(targets, (tuple, list)) else ()
+    by_argument = bool(numbers) and all(isinstance(n, int) for n in numbers)
+    selected = tuple(args[n] for n in numbers) if by_argument else resolve(body.outer, targets)
+    used: list[Streams | None] = []
+
+    def run(selected: Any) -> tuple[Any, Any]:
+        if by_argument:
+            chosen = list(args)
+            for n, value in zip(numbers, selected, strict=True):
+                chosen[n] = value
+            ctx, given = body.child(), tuple(chosen)
+        else:
+            ctx, given = body.child({**body.outer.entries, **selected}), args
+        out = body.run(ctx, given, kwargs)
+        used.append(ctx.streams)
+        loss, aux = out if has_aux else (out, None)
+        return loss, (Effects.of(ctx), aux)
+
+    with jax.named_scope("grad"):
+        (loss, (effects, aux)), grads = jax.value_and_grad(run, has_aux=True)(selected)
+    body.commit(effects, used[-1])
+    if by_argument:
+        return loss, aux, (selected[0] if single else selected), (grads[0] if single else grads)
+    current = State._make(selected._layout, [body.outer.read(path) for path in selected])
+    return loss, aux, current, grads
+
+
+def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Returns `fn` with its intermediate values recomputed in the backward pass (`jax.checkpoint`, remat).
+
+    Args:
+      fn: A stateful function. Positional arguments are traced; keyword arguments are passed as they are.
+      **options: Those of `jax.checkpoint`: `policy`, `prevent_cse`, `static_argnums`.
+    """
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        body = Body(fn)
+        used: list[Streams | None] = []
+
+        def run(*args: Any) -> tuple[Effects, Any]:
+            ctx = body.child(create=body.outer.create)
+            out = body.run(ctx, args, kwargs)
+            used.append(ctx.streams)
+            return Effects.of(ctx), out
+
+        effects, out = jax.checkpoint(run, **options)(*args)
+        body.commit(effects, used[-1])
+        return out
+
+    return wrapper
+
+
+remat = checkpoint
+
+
+def jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Returns the compiled form of a stateful function.
+
+    Outside of a context it is `jax.jit(pure(fn))` and better: `state, out = jit(fn)(state, *args, seed=…, flags=…)`
+    creates missing entries on the first call without compiling the function twice, and hands on what `fn` does not
+    modify without a copy. Inside a context (called by another stateful function) it compiles `fn` as part of it, and
+    takes and returns what `fn` does.
+
+    Args:
+      fn: A stateful function, a module, a bound method, or what `pure` gave.
+      **options: Those of `jax.jit`. Argument numbers count the state as argument 0 outside of a context, and are those
+        of `fn` inside.
+    """
+    outside = jit_outside(fn, options)
+    compiled: list[Any] = []
+
+    @functools.wraps(outside)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if running() is None or hasattr(fn, "_stateful"):
+            return outside(*args, **kwargs)
+        if not compiled:
+            compiled.append(_jit_inside(fn, options))
+        return compiled[0](*args, **kwargs)
+
+    return wrapper
+
+
+class _Where:
+    """The Python side of a lifted jit call: everything that its trace depends on beside arrays."""
+
+    def __init__(self, body: Body):
+        self.body = body
+        streams = body.outer.streams
+        self.key = (
+            id(body.frame.module), body.frame.scopes, body.frame.prefix, frozenset(body.frame.names),
+            body.outer.modify, tuple(sorted(body.outer.flags.items())), body.outer.root is None,
+            None if streams is None else tuple(sorted(streams.counters.items())),
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Where) and self.key == other.key
+
+
+class _Counters:
+    """The counters of the streams after a compiled call, part of the tree structure so that a cached call has them."""
+
+    def __init__(self, counters: tuple[Any, ...] | None):
+        self.counters = counters
+
+
+jax.tree_util.register_pytree_node(_Counters, lambda c: ((), c.counters), lambda counters, _: _Counters(counters))
+
+
+def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    def shift(numbers: Any) -> tuple[int, ...]:
+        numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
+        return tuple(n + 3 if n >= 0 else n for n in numbers)
+
+    inner = {k: v for k, v in options.items() if k not in ("donate_argnums", "donate_argnames")}
+    inner["static_argnums"] = (0, *shift(options.get("static_argnums")))
+
+    @functools.partial(jax.jit, **inner)
+    def compiled(where: _Where, entries: dict[str, Any], keys: Any, /, *args: Any, **kwargs: Any) -> Any:
+        outer = where.body.outer
+        streams = None if keys is None else Streams(keys, outer.streams.counters)  # type: ignore[union-attr]
+        ctx = outer.child(entries, streams, create=False)
+        out = where.body.run(ctx, args, kwargs)
+        counters = None if streams is None else tuple(sorted(streams.counters.items()))
+        return Effects.of(ctx), _Counters(counters), out
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        body = Body(fn)
+        body.prepare(*args, **kwargs)
+        outer = body.outer
+        keys = None if outer.streams is None else outer.streams.keys
+        effects, counters, out = compiled(_Where(body), dict(outer.entries), keys, *args, **kwargs)
+        commit(outer, effects)
+        if outer.streams is not None:
+            outer.streams.join(Streams({}, dict(counters.counters)))
+        return out
+
+    return call

@@ -1,0 +1,116 @@
+"""vmap, lifted: a batch of arguments through a function whose state is shared by the members or stacked over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bridges.core._errors import EntryShapeError, listing
+from bridges.core._flat import under
+from bridges.core._rng import Streams, fold
+from bridges.core._targets import each
+from bridges.core._transforms import Body, Effects
+
+
+def vmap(
+    fn: Callable[..., Any],
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    *,
+    axis_name: Any = None,
+    axis_size: int | None = None,
+    state_axes: Mapping[Any, int] | None = None,
+) -> Callable[..., Any]:
+    """Returns `fn` over a batch of arguments, as `jax.vmap`, with its state shared or stacked.
+
+    Random draws differ between the members.
+
+    Args:
+      fn: A stateful function.
+      in_axes: As in `jax.vmap`, for the positional arguments; keyword arguments are passed as they are.
+      out_axes: As in `jax.vmap`.
+      axis_name: A name for the axis, for collectives inside `fn`.
+      axis_size: The number of members, where no argument is mapped.
+      state_axes: Module, path or prefix -> axis. Entries there have a value for every member, stacked along the axis,
+        and are created with distinct keys (an ensemble). All others are shared: created once, and written only with a
+        value that is the same for every member.
+
+    Raises:
+      EntryShapeError: A shared entry is written with a value that differs between the members.
+    """
+    axes = {only if isinstance(only, str) else only.path: axis for t, axis in (state_axes or {}).items() for only in each(t)}
+
+    def axis_of(path: str) -> int | None:
+        found = [prefix for prefix in axes if under(path, prefix)]
+        return axes[max(found, key=len)] if found else None
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        body = Body(fn)
+        outer = body.outer
+        spread = tuple(in_axes) if isinstance(in_axes, (tuple, list)) else (in_axes,) * len(args)
+        sized = jax.vmap(lambda *_: jnp.zeros(()), spread, axis_size=axis_size)
+        size = jax.eval_shape(sized, *args).shape[0]
+        keys = outer.streams.keys if outer.streams is not None else None
+        counters = dict(outer.streams.counters) if outer.streams is not None else {}
+        used: list[Streams | None] = []
+
+        def mapped(member: Callable[..., Any], out: Any, count: int, args: tuple[Any, ...]) -> Any:
+            stacked = {path: value for path, value in outer.entries.items() if axis_of(path) is not None}
+            if count < size:
+                stacked = {p: jax.lax.slice_in_dim(v, 0, count, axis=axis_of(p) or 0) for p, v in stacked.items()}
+            places = (0, {path: axis_of(path) for path in stacked}, *spread)
+            call = jax.vmap(member, places, out, axis_name=axis_name, axis_size=count)
+            return call(jnp.arange(count), stacked, *args)
+
+        def create(index: Any, stacked: dict[str, Any], *args: Any) -> dict[str, Any]:
+            folded = fold(keys, index)
+            ctx = outer.child({**outer.entries, **stacked}, None if folded is None else Streams(folded, counters))
+            body.run(ctx, args, kwargs)
+            return ctx.created
+
+        if outer.create:
+            if axes:
+                made = mapped(create, 0, size, args)
+                outer.adopt({p: jnp.moveaxis(v, 0, axis) for p, v in made.items() if (axis := axis_of(p)) is not None})
+            one = jax.tree.map(_first, spread, args, is_leaf=lambda axis: axis is None)
+            outer.adopt({path: value[0] for path, value in mapped(create, 0, 1, one).items()})
+
+        def member(index: Any, stacked: dict[str, Any], *args: Any) -> Any:
+            folded = fold(keys, index)
+            streams = None if folded is None else Streams(folded, counters)
+            ctx = outer.child({**outer.entries, **stacked}, streams, create=False)
+            out = body.run(ctx, args, kwargs)
+            used.append(streams)
+            effects = Effects.of(ctx)
+            written = {**effects.created, **effects.modified}
+            own = {path: value for path, value in written.items() if axis_of(path) is not None}
+            shared.update({path: value for path, value in written.items() if path not in own})
+            return own, dict(shared), out
+
+        shared: dict[str, Any] = {}
+        try:
+            own, common, out = mapped(member, (0, None, out_axes), size, args)
+        except ValueError as err:
+            if "out_axes" not in str(err) or not shared:
+                raise
+            raise EntryShapeError(
+                "Entries that the members of vmap share are written with values that differ between the members; one of:"
+                f"\n{listing(map(repr, shared))}\nReduce the value over the members (axis_name= and jax.lax.pmean), or"
+                " give each member its own: vmap(…, state_axes={module_or_path: 0})."
+            ) from err
+        for path, value in own.items():
+            outer.write(path, jnp.moveaxis(value, 0, axis_of(path) or 0), outer.kind(path))
+        for path, value in common.items():
+            outer.write(path, value, outer.kind(path))
+        if outer.streams is not None:
+            outer.streams.join(used[-1])
+        return out
+
+    return wrapper
+
+
+def _first(axis: int | None, tree: Any) -> Any:
+    return tree if axis is None else jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, 1, axis=axis), tree)
