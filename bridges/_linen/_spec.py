@@ -1,0 +1,79 @@
+"""What a Linen model is made of, with nothing allocated: abstract variables and the layers that own them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from bridges._linen._call import Call
+from bridges._linen._variables import flatten
+from bridges.core import _flat
+from bridges.core._errors import describe
+from bridges.core._spec import Layer, Spec
+
+
+def plain(value: Any) -> Any:
+    """Returns a constructor argument as a plain value: functions, modules and dtypes by their names.
+
+    >>> plain((3, 3)), plain(np.float32), plain(nn.relu), plain(nn.Dense(3))
+    ((3, 3), 'float32', 'relu', 'linen.Dense')
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else tuple(map(plain, value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, nn.Module):
+        return f"linen.{type(value).__name__}"
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return describe(value)
+    try:
+        return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
+    except TypeError:
+        pass
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """Returns the layer of a bound or unbound Linen module: its class, and its dataclass fields as plain values."""
+    fields = {
+        field.name: plain(getattr(module, field.name, None))
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name")
+    }
+    return Layer(f"linen.{type(module).__name__}", fields)
+
+
+def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **kwargs: Any) -> Spec:
+    """Returns the spec of a Linen model: what `model.init` would create, found by abstract evaluation.
+
+    Args:
+      model: A Linen module instance.
+      *args, **kwargs: The model's inputs; arrays may be `jax.ShapeDtypeStruct`.
+      rngs: A key, or keys by stream, of which only the names matter. Needed only where a model asks `has_rng`.
+      method: The method to initialise by, as in `model.init`.
+
+    Returns:
+      A `Spec` with `layers` by module path (`''` is the model itself) and `native` the abstract variables. Modules that
+      share one scope (`nn.share_scope`) are listed once, as the outer one.
+
+    >>> s = spec(nn.Dense(4), jax.ShapeDtypeStruct((2, 3), np.float32))
+    >>> s.entries['params/kernel'], s.layers[''].type, s.layers[''].hyperparameters['features']
+    (ShapeDtypeStruct(shape=(3, 4), dtype=float32), 'linen.Dense', 4)
+    """
+    layers: dict[str, Layer] = {}
+
+    def record(next_method, args, kwargs, context):
+        path = _flat.join(context.module.path)
+        if path not in layers:
+            layers[path] = layer_of(context.module)
+        return next_method(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        native = Call(model, method, args, kwargs).abstract_init(rngs)
+    return Spec(flatten(native), "linen", layers, native)
