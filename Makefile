@@ -16,7 +16,7 @@ help: ## Show the targets
 
 # An environment made by another version than the PYTHON asked for is no use.
 ifneq ($(PYTHON),)
-ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+ifneq ($(shell "$(PYTHON)" -V 2>&1),$(shell { $(BIN)/python -V; } 2>/dev/null))
 STALE := stale
 endif
 endif
