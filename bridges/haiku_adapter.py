@@ -1,14 +1,19 @@
 """Haiku's variables, models and modules on this project's terms.
 
-Five verbs (`flatten`, `unflatten`, `spec`, `init`, `apply`) turn any Haiku model's variables into a flat `State` and back,
-bit for bit; `HaikuModule` and `FromHaiku` run Haiku code unchanged as a part of a `bridges.Module`.
+Five verbs (`flatten`, `unflatten`, `spec`, `init`, `apply`) turn any Haiku model's variables into a flat `State` and
+back, bit for bit; `HaikuModule` and `FromHaiku` run Haiku code unchanged as a part of a `bridges.Module`.
 
-Wherever a model is asked for, it may be a function that uses Haiku modules, an `hk.Module` class (or a `functools.partial`
-of one that holds its constructor's arguments), or what `hk.transform`, `hk.transform_with_state`, `hk.multi_transform`,
-`hk.multi_transform_with_state` and `hk.without_apply_rng` give.
+Wherever a model is asked for, it may be a function that uses Haiku modules, an `hk.Module` class (or a
+`functools.partial` of one that holds its constructor's arguments), or what `hk.transform`, `hk.transform_with_state`,
+`hk.multi_transform`, `hk.multi_transform_with_state` and `hk.without_apply_rng` give.
 """
 
 from bridges._haiku._tree import flatten as flatten
 from bridges._haiku._tree import unflatten as unflatten
+from bridges._haiku._verbs import apply as apply
+from bridges._haiku._verbs import init as init
+from bridges._haiku._verbs import spec as spec
+from bridges._haiku._wrapper import FromHaiku as FromHaiku
+from bridges._haiku._wrapper import HaikuModule as HaikuModule
 
-__all__ = ["flatten", "unflatten"]
+__all__ = ["FromHaiku", "HaikuModule", "apply", "flatten", "init", "spec", "unflatten"]

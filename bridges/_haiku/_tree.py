@@ -1,13 +1,13 @@
 """Haiku's two-level dictionaries <-> `State`.
 
-Haiku stores `{module path: {leaf name: array}}`, once for parameters and once for state. The flat path is the collection
-(`params` or `state`), the module path split at its slashes, and the leaf name with any slash of its own escaped. The last
-segment is always the leaf, so the pair (module, leaf) can be read back from the path, also where Haiku's own habit of
-joining the two with a slash is ambiguous: module `b` with a leaf `c/w` is `params/b/c%2Fw`, module `b/c` with a leaf `w`
-is `params/b/c/w`.
+Haiku stores `{module path: {leaf name: array}}`, once for parameters and once for state. The flat path is the
+collection (`params` or `state`), the module path split at its slashes, and the leaf name with any slash of its own
+escaped. The last segment is always the leaf, so the pair (module, leaf) can be read back from the path, also where
+Haiku's own habit of joining the two with a slash is ambiguous: module `b` with a leaf `c/w` is `params/b/c%2Fw`, module
+`b/c` with a leaf `w` is `params/b/c/w`.
 
-A state leaf may be any pytree (`hk.set_state('carry', (a, b))`); its leaves get further segments. Such paths can only be
-read back with a `like`, as can modules with no leaf at all.
+A state leaf may be any pytree (`hk.set_state('carry', (a, b))`); its leaves get further segments. Such paths can only
+be read back with a `like`, as can modules with no leaf at all.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def unflatten(state: Mapping[str, Any], like: Native | Spec | None = None) -> tu
 
     Args:
       state: A `State` or plain dictionary with paths `params/…` and `state/…`.
-      like: The structure wanted: native `(params, state)`, whose leaves may be `jax.ShapeDtypeStruct`, or the `Spec` of the
-        Haiku model. With it nothing may be missing or left over and all shapes must agree. Without it the structure is
-        read from the paths; then leaves that are pytrees, and modules with no leaves, cannot be told.
+      like: The structure wanted: native `(params, state)`, whose leaves may be `jax.ShapeDtypeStruct`, or the `Spec` of
+        the Haiku model. With it nothing may be missing or left over and all shapes must agree. Without it the structure
+        is read from the paths; then leaves that are pytrees, and modules with no leaves, cannot be told.
 
     Raises:
       StructureError: A path that Haiku cannot have; with `like`, missing and unexpected paths. All are listed.
@@ -86,8 +86,8 @@ def leaves(params: Bundle, state: Bundle | None) -> dict[str, Any]:
         path = _path(native)
         if path in entries:
             raise CollisionError(
-                f"{path!r} is the path of two leaves: a Haiku state entry that is a pytree has the same path as an entry of"
-                " a module below it. Rename the module or the entry."
+                f"{path!r} is the path of two leaves: a Haiku state entry that is a pytree has the path of an entry"
+                " of a module below it. Rename the module or the entry."
             )
         entries[path] = value
     return entries
@@ -144,9 +144,11 @@ def _nest(entries: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], dict[str,
 def _plain(bundle: Any) -> dict[str, Any]:
     """Returns plain dictionaries for the two levels; what lies below a leaf name is left as it is."""
     if not isinstance(bundle, Mapping) or not all(isinstance(inner, Mapping) for inner in bundle.values()):
+        items = bundle.values() if isinstance(bundle, Mapping) else ()
+        inside = next((value for value in items if not isinstance(value, Mapping)), None)
         raise StructureError(
             f"Haiku variables are {{module: {{leaf: array}}}}, got {describe(bundle)}"
-            + (f" with {describe(next(iter(bundle.values())))} inside" if isinstance(bundle, Mapping) and bundle else "")
+            + (f" with {describe(inside)} inside" if inside is not None else "")
             + ". If it is the pair that init returned, write flatten(*pair)."
         )
     return {module: dict(inner) for module, inner in bundle.items()}
@@ -161,5 +163,3 @@ def _native(like: Native | Spec) -> Native:
         f"`like` must be Haiku's pair (params, state) or a Spec, got {describe(like)}."
         + (" Write like=(params, {}) for parameters alone." if isinstance(like, Mapping) else "")
     )
-
-

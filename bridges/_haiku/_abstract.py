@@ -1,0 +1,144 @@
+"""The structure of a Haiku part's variables, found with nothing allocated, no seed and no parameter initialiser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import numpy as np
+
+from bridges._haiku._frame import Filler, Skeleton
+from bridges._haiku._part import Args, Part, arrays_abstract
+from bridges._haiku._tree import Native
+from bridges.core._errors import BridgeError
+from bridges.core._spec import Layer, abstract
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """What a call of a part makes.
+
+    Attributes:
+      native: `(params, state)` with `jax.ShapeDtypeStruct` leaves.
+      layers: Module path -> layer.
+    """
+
+    native: Native
+    layers: Mapping[str, Layer]
+
+
+def abstract_init(part: Part, method: str | None, args: Args) -> Abstract:
+    """Returns the structure that `part.init` would make; arrays among the arguments may be `jax.ShapeDtypeStruct`.
+
+    Whatever the code itself raises for these arguments, it raises here.
+    """
+    shapes, fill = arrays_abstract(args)
+    recorder = _Recorder()
+
+    def made(key: Any, arrays: list[Any]) -> Native:
+        if part.has_init(method):
+            return part.init(key, method, fill(arrays), recorder)
+        filler = Filler(({}, {}), _unexpected, abstract=True)
+        part.apply(({}, {}), lambda: key, method, fill(arrays), filler)
+        return _filled(filler.params), _filled(filler.created)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return Abstract(jax.eval_shape(made, key, shapes), recorder.layers())
+
+
+def _unexpected(*place: Any) -> Exception:
+    return BridgeError(f"A variable was missing while variables were made: {place}.")
+
+
+def _filled(made: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    bundle: dict[str, dict[str, Any]] = {}
+    for (module, leaf), value in made.items():
+        bundle.setdefault(module, {})[leaf] = value
+    return bundle
+
+
+class _Recorder(Skeleton):
+    """Beside making the skeleton, remembers each module that is constructed, with its constructor's arguments."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[hk.Module, dict[str, Any]]] = {}
+        self._prefixes: list[str] = []
+
+    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
+        return [*super().hooks(), hk.intercept_methods(self._constructed)]
+
+    def _constructed(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+        lifts = context.method_name == "__call__" and type(context.module).__name__ == "LiftingModule"
+        if lifts:
+            self._prefixes.append(getattr(context.module, "prefix_name", ""))
+        try:
+            out = next_fun(*args, **kwargs)
+        finally:
+            if lifts:
+                self._prefixes.pop()
+        if context.method_name == "__init__" and hk.running_init():
+            bound = inspect.signature(type(context.module)).bind(*args, **kwargs)
+            bound.apply_defaults()
+            path = "/".join([p for p in self._prefixes if p] + [context.module.module_name])
+            self._made[path] = (context.module, dict(bound.arguments))
+        return out
+
+    def layers(self) -> dict[str, Layer]:
+        layers = {}
+        for path, (module, arguments) in self._made.items():
+            kind = _type(type(module))
+            if kind is not None:
+                layers[path] = Layer(kind, _hyperparameters(module, arguments))
+        return layers
+
+
+def _type(cls: type) -> str | None:
+    """Returns `haiku.<class>` for Haiku's classes and what derives from them, the full name of a user's own class."""
+    if cls.__module__.startswith("haiku.") and cls.__name__ in ("NameScopeModule", "LiftingModule"):
+        return None
+    for base in cls.__mro__:
+        if base is hk.Module:
+            break
+        if base.__module__.startswith("haiku."):
+            return f"haiku.{base.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+_ABSENT = object()
+
+
+def _hyperparameters(module: hk.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the constructor's arguments by name, each as the instance's attribute of that name says where there is one."""
+    found = {}
+    attributes = vars(module)
+    for name, argument in arguments.items():
+        if name in ("name", "args", "kwargs") or name.endswith("_init"):  # No initialiser changes what variables mean.
+            continue
+        value = _plain(attributes.get(name, _ABSENT))
+        value = _plain(argument) if value is _ABSENT else value
+        if value is not _ABSENT:
+            found[name] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Returns the value if it is plain data, an array as its shape, a function as its full name; else `_ABSENT`."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, slice)):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value.item() if isinstance(value, np.generic) else abstract(value)
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item) for item in value]
+        return _ABSENT if any(item is _ABSENT for item in items) else tuple(items)
+    if isinstance(value, (np.dtype, type)):
+        with contextlib.suppress(TypeError):
+            return str(np.dtype(value))
+        return _ABSENT
+    if callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return _ABSENT

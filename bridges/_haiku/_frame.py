@@ -1,0 +1,249 @@
+"""Running code in Haiku's frames: one transformed function for everything, and what watches it run.
+
+Haiku keeps its frames and its stacks of creators, getters and interceptors a thread; a watch is entered inside a frame and
+sees what that code reads and creates, also in the inner frames of `hk.lift` and `hk.layer_stack`. A part that runs inside
+another part's Haiku code sees only its own watch.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import haiku as hk
+import jax
+from haiku._src import base as _haiku_base
+
+from bridges._haiku._tree import PARAMS, STATE, Native
+from bridges.core._errors import SeedError
+
+Thunk = Callable[[], Any]
+Draw = Callable[[], jax.Array]
+Place = tuple[str, str, str]  # collection, module, leaf
+
+# The one Haiku function of the project: it runs what it is given inside a frame.
+_RUN = hk.transform_with_state(lambda thunk: thunk())
+
+
+def run_init(key: Any, thunk: Thunk) -> tuple[Native, Any]:
+    """Returns the variables that `thunk` makes in a Haiku frame at init time, and its output."""
+    out = []
+    native = _RUN.init(key, lambda: out.append(thunk()))
+    return native, out[0]
+
+
+def run_apply(native: Native, thunk: Thunk) -> tuple[Any, Any]:
+    """Returns the output of `thunk` in a Haiku frame that holds the variables, and the new state."""
+    return _RUN.apply(native[0], native[1], None, thunk)
+
+
+class _LazySequence(hk.PRNGSequence):
+    """A sequence whose first key is drawn when it is needed, so that what draws nothing traces no random operation."""
+
+    __slots__ = ("_draw", "_drawn")
+
+    def __init__(self, draw: Draw):
+        self._draw = draw
+        self._drawn: Any = None
+        self._subkeys = collections.deque()
+
+    @property
+    def _key(self) -> Any:
+        if self._drawn is None:
+            self._drawn = self._draw()
+        return self._drawn
+
+    @_key.setter
+    def _key(self, key: Any) -> None:
+        self._drawn = key
+
+
+def private_haiku(draw: Draw | None) -> tuple[contextlib.AbstractContextManager[Any], type[Exception]]:
+    """Returns what this project takes from Haiku's private API, all of it; `tests` pin it for dm-haiku 0.0.17.
+
+    Returns:
+      A context manager under which the current frame draws from `draw` at need (`hk.with_rng` would need a key at once,
+      and so a random operation in every program), and the error that Haiku raises when it draws without a key.
+    """
+    if draw is None:
+        return contextlib.nullcontext(), _haiku_base.MissingRNGError
+    return _haiku_base.current_frame().rng_stack(_LazySequence(draw)), _haiku_base.MissingRNGError
+
+
+def drawing(draw: Draw | None) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context manager under which the current frame draws its keys from `draw`, or has none."""
+    return private_haiku(draw)[0]
+
+
+@contextlib.contextmanager
+def seeds_explained(where: str, what: str) -> Iterator[None]:
+    """Turns Haiku's error for a missing key into a `SeedError` that names the part and the remedy."""
+    try:
+        yield
+    except private_haiku(None)[1] as err:
+        raise SeedError(
+            f"{where} draws random numbers {what}, and no seed was given. Pass one: seed=0 (or a key, or a dictionary of"
+            " streams) to bridges.init, bridges.pure or bridges.jit; rng or rngs to the verbs of haiku_adapter."
+        ) from err
+
+
+_ACTIVE: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("bridges_haiku_watch", default=None)
+
+
+class Watch:
+    """What Haiku code does to variables while it runs; the base class lets everything pass.
+
+    Enter it inside a Haiku frame. The hooks are called for the innermost watch only.
+    """
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        token = _ACTIVE.set(self)
+        try:
+            with contextlib.ExitStack() as stack:
+                for manager in self.hooks():
+                    stack.enter_context(manager)
+                yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
+        """Returns the context managers that install the hooks."""
+        return []
+
+    def _creator(self, create: Callable[..., Any]) -> Callable[..., Any]:
+        def creator(next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+            if _ACTIVE.get() is not self:
+                return next_creator(shape, dtype, init)
+            return create(next_creator, shape, dtype, init, context)
+
+        return creator
+
+    def _getter(self, get: Callable[..., Any]) -> Callable[..., Any]:
+        def getter(next_getter: Any, value: Any, context: hk.GetterContext) -> Any:
+            return next_getter(value if _ACTIVE.get() is not self else get(value, context))
+
+        return getter
+
+
+def where(context: hk.GetterContext) -> tuple[str, str]:
+    """Returns module and leaf name (Haiku's own `context.name` is wrong where the leaf's name holds a slash)."""
+    module = context.module.module_name if context.module is not None else "~"
+    return module, context.full_name[len(module) + 1 :]
+
+
+class Reader(Watch):
+    """Watches code run over variables that must be there.
+
+    Attributes:
+      verified: The stored entries that were seen to have the shape that the code asks for.
+    """
+
+    def __init__(self, native: Native, missing: Callable[[str, str, str, Any, Any], Exception], create: bool):
+        self._native = {PARAMS: native[0], STATE: native[1]}
+        self._missing = missing
+        self._create = create
+        self.verified: set[Place] = set()
+        self.created: dict[tuple[str, str], Any] = {}
+
+    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
+        return [
+            hk.custom_creator(self._creator(self._new_param)),
+            hk.custom_creator(self._creator(self._new_state), params=False, state=True),
+            hk.custom_getter(self._getter(self._got_param)),
+            hk.custom_getter(self._getter(self._got_state), params=False, state=True),
+        ]
+
+    def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        if hk.running_init():  # The code initialises something of its own, and does with it what it likes.
+            return next_creator(shape, dtype, init)
+        raise self._missing(PARAMS, *where(context), shape, dtype)
+
+    def _new_state(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        if hk.running_init():
+            return next_creator(shape, dtype, init)
+        if not self._create:
+            raise self._missing(STATE, *where(context), shape, dtype)
+        value = self.created[where(context)] = next_creator(shape, dtype, init)
+        return value
+
+    def _got_param(self, value: Any, context: hk.GetterContext) -> Any:
+        # Haiku itself compares the shape, after other getters.
+        self._got(PARAMS, value, context, True)
+        return value
+
+    def _got_state(self, value: Any, context: hk.GetterContext) -> Any:
+        shape = context.original_shape
+        fits = shape is not None and hasattr(value, "shape") and tuple(shape) == tuple(value.shape)
+        self._got(STATE, value, context, fits)
+        return value
+
+    def _got(self, collection: str, value: Any, context: hk.GetterContext, fits: bool) -> None:
+        module, leaf = where(context)
+        bundle = self._native[collection].get(module)
+        if fits and bundle is not None and bundle.get(leaf) is value:
+            self.verified.add((collection, module, leaf))
+
+
+class Filler(Reader):
+    """Watches code run at apply time and makes the parameters and state that it lacks.
+
+    Used where there is no init function for the code that runs: the apply functions of a `hk.multi_transform`. Haiku
+    refuses to store new parameters at apply time, so they are kept here and handed to the code by the getter.
+
+    Attributes:
+      params: The parameters that were made, by (module, leaf).
+      created: The state entries that were made, by (module, leaf), as they were made.
+    """
+
+    def __init__(self, native: Native, missing: Callable[[str, str, str, Any, Any], Exception], abstract: bool = False):
+        super().__init__(native, missing, create=True)
+        self._abstract = abstract
+        self.params: dict[tuple[str, str], Any] = {}
+
+    def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        init = zeros if self._abstract else init
+        if hk.running_init():
+            return next_creator(shape, dtype, init)
+        place = where(context)
+        if place not in self.params:
+            value = next_creator(shape, dtype, init)
+            if value is hk.DO_NOT_STORE:
+                return value
+            self.params[place] = value
+        return hk.DO_NOT_STORE
+
+    def _got_param(self, value: Any, context: hk.GetterContext) -> Any:
+        if value is hk.DO_NOT_STORE:
+            return self.params.get(where(context), value)
+        return super()._got_param(value, context)
+
+
+class Skeleton(Watch):
+    """Watches code run at init time and makes parameters with no initialiser.
+
+    State initialisers do run, abstractly: what a state entry holds (its shape, its tree) only they know.
+    """
+
+    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
+        return [hk.custom_creator(self._creator(self._new_param)), hk.intercept_methods(train_batch_norm)]
+
+    @staticmethod
+    def _new_param(next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        return next_creator(shape, dtype, zeros)
+
+
+def zeros(shape: Any, dtype: Any) -> jax.Array:
+    """Returns zeros: an initialiser that draws nothing."""
+    return jax.numpy.zeros(shape, dtype)
+
+
+def train_batch_norm(next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+    """Runs every BatchNorm in training mode: only then does it make its state."""
+    if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__" and hk.running_init():
+        args = (args[0], True, *args[2:]) if len(args) > 1 else args
+        kwargs = {**kwargs, "is_training": True} if len(args) < 2 else kwargs
+    return next_fun(*args, **kwargs)

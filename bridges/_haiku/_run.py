@@ -1,0 +1,260 @@
+"""Running a part over stored variables, strictly.
+
+Invariant: no call computes with variables that are missing, misshapen or unknown to the code. What Haiku's own run shows
+to be in order (an entry that the code asked for with its shape, a state entry that it wrote with the same shape) costs
+nothing; only entries that remain are compared with the structure found abstractly, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bridges._haiku._abstract import abstract_init
+from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, seeds_explained
+from bridges._haiku._part import Args, Part
+from bridges._haiku._tree import PARAMS, STATE, Native, leaves, place
+from bridges.core import _flat
+from bridges.core._errors import (
+    BridgeError,
+    EntryShapeError,
+    MissingEntryError,
+    StructureError,
+    describe,
+    hint,
+    listing,
+)
+from bridges.core._spec import abstract
+
+Entries = Mapping[str, Any]
+
+
+class _Missing(MissingEntryError):
+    """Raised inside of Haiku code when it asks for what is not stored; it becomes an error that lists all of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a part.
+
+    Attributes:
+      method: The method to call; None for the default one.
+      args: Its arguments, positional and by keyword.
+      where: What the part is called in errors.
+    """
+
+    method: str | None
+    args: Args
+    where: str
+
+
+Ran = tuple[Any, dict[str, Any], dict[str, Any]]
+
+
+class Runner:
+    """A part, and what is known about the structure of its variables; the arrays are the caller's.
+
+    Args:
+      part: The part.
+    """
+
+    def __init__(self, part: Part):
+        self.part = part
+        self._known: dict[str, tuple[int, ...]] = {}  # path -> shape, of entries seen to be right
+        self._trees: dict[Place, tuple[Any, list[str]]] = {}  # state leaves that are pytrees -> structure, paths
+
+    def make(self, stored: Entries, key: Callable[[], Any] | None, call: Call) -> dict[str, Any]:
+        """Returns the entries that a first call makes and that are not stored, as they are at their creation.
+
+        Args:
+          stored: What is there; it is not made anew. When something is there the key is another one than for a part made
+            whole, so that two methods that initialise one after the other do not draw the same numbers.
+          key: Gives the key to initialise with; None if there is no seed.
+          call: The call that is to be run.
+        """
+        first = None if key is None else key()
+        if stored and first is not None:
+            first = jax.random.fold_in(first, zlib.crc32((call.method or "__call__").encode()))
+        with seeds_explained(call.where, "to initialise itself"):
+            if self.part.has_init(call.method):
+                native = self.part.init(first, call.method, call.args, Watch())
+            else:
+                filler = Filler(self._nest(stored), _missing)
+                draw = None if first is None else lambda: first
+                _, state = self.part.apply(self._nest(stored), draw, call.method, call.args, filler)
+                native = _made(filler, state)
+        self._learn(native)
+        return {path: value for path, value in leaves(*native).items() if path not in stored}
+
+    def run(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran:
+        """Returns the output of a call, the entries that it changed, and those that it made, as they were made.
+
+        Args:
+          stored: All entries of the part, by path.
+          draw: Gives a key, called only where the code draws; None if there is no seed.
+          call: The call.
+          create: Whether state entries may be made.
+
+        Raises:
+          MissingEntryError: The code asks for what is not stored. The text lists all problems there are.
+          EntryShapeError: Entries have other shapes than the code asks for.
+          StructureError: Entries are stored that the code has no use for.
+          SeedError: The code draws and there is no seed.
+        """
+        try:
+            return self._attempt(stored, draw, call, create)
+        except _Missing as err:
+            before = self._trees
+            problems = self._problems(stored, call, True)
+            if self._trees is not before and not problems:  # A state entry is a tree, as its paths alone did not say.
+                return self._attempt(stored, draw, call, create)
+            self._complain(problems or {"missing": [str(err)]}, call, err)
+            raise
+
+    def attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran | None:
+        """Returns what `run` returns, or None if the code asks for what is not stored."""
+        try:
+            return self._attempt(stored, draw, call, create)
+        except _Missing:
+            return None
+
+    def _attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool) -> Ran:
+        native = self._nest(stored)
+        reader = Reader(native, _missing, create)
+        try:
+            with seeds_explained(call.where, "in its call"):
+                out, state = self.part.apply(native, draw, call.method, call.args, reader)
+        except BridgeError:
+            raise
+        except Exception as err:
+            self._complain(self._problems(stored, call), call, err)
+            raise
+        changed = self._changed(native[1], state, stored, reader)
+        self._verify(stored, reader, call)
+        made: dict[str, Any] = {}
+        for (module, leaf), value in reader.created.items():
+            made.update(leaves({}, {module: {leaf: value}}))
+        return out, changed, made
+
+    # Structure -------------------------------------------------------------------------------------------------------
+
+    def _nest(self, stored: Entries) -> Native:
+        bundles: dict[str, dict[str, Any]] = {PARAMS: {}, STATE: {}}
+        inside: set[str] = set()
+        for (collection, module, leaf), (tree, paths) in self._trees.items():
+            if all(path in stored for path in paths):
+                value = jax.tree.unflatten(tree, [stored[path] for path in paths])
+                bundles[collection].setdefault(module, {})[leaf] = value
+                inside.update(paths)
+        for path, value in stored.items():
+            if path not in inside and (found := place(path)) is not None:
+                collection, module, leaf = found
+                bundles[collection].setdefault(module, {})[leaf] = value
+        return bundles[PARAMS], bundles[STATE]
+
+    def _learn(self, native: Native) -> None:
+        for path, value in leaves(*native).items():
+            self._known[path] = tuple(np.shape(value))
+        self._learn_trees(native)
+
+    def _learn_trees(self, native: Native) -> None:
+        found = {}
+        for module, inner in native[1].items():  # A parameter is an array: Haiku asks for its shape.
+            for leaf, value in inner.items():
+                tree = jax.tree.structure(value)
+                if not jax.tree_util.treedef_is_leaf(tree):
+                    found[STATE, module, leaf] = (tree, list(leaves({}, {module: {leaf: value}})))
+        if found:
+            self._trees = {**self._trees, **found}
+
+    def _changed(self, old: Any, new: Any, stored: Entries, reader: Reader) -> dict[str, Any]:
+        """Returns the state entries that a call wrote, by path, and notes which of them kept their shape."""
+        changed: dict[str, Any] = {}
+        for module, inner in new.items():
+            before = old.get(module, {})
+            for leaf, value in inner.items():
+                if value is before.get(leaf):
+                    continue
+                entries = (
+                    {_path(module, leaf): value} if hasattr(value, "shape") else leaves({}, {module: {leaf: value}})
+                )
+                changed.update((p, v) for p, v in entries.items() if v is not stored.get(p))
+                if all(p in stored and np.shape(stored[p]) == np.shape(v) for p, v in entries.items()):
+                    reader.verified.add((STATE, module, leaf))
+        return changed
+
+    def _verify(self, stored: Entries, reader: Reader, call: Call) -> None:
+        """Raises if an entry that the run did not show to be in order is not."""
+        right = reader.verified
+        open_ = [path for path in stored if place(path) not in right]
+        if any(self._known.get(path) != tuple(np.shape(stored[path])) for path in open_):
+            self._complain(self._problems(stored, call), call, None)
+        self._known.update((path, tuple(np.shape(value))) for path, value in stored.items())
+
+    def _problems(self, stored: Entries, call: Call, absent: bool = False) -> dict[str, list[str]]:
+        """Returns what is wrong with the stored entries for a call, by sort, from its structure found abstractly."""
+        foreign = [f"unexpected {path!r}" for path in stored if place(path) is None]
+        try:
+            native = abstract_init(self.part, call.method, call.args).native
+        except Exception:  # The code cannot be initialised with these arguments, so nothing is known.
+            return {"unexpected": foreign} if foreign else {}
+        wanted = leaves(*native)
+        self._learn_trees(native)
+        missing = [p for p in wanted if p not in stored]
+        unknown = [p for p in stored if p not in wanted] if self.part.whole else []
+        shapes = [p for p, want in wanted.items() if p in stored and _differ(stored[p], want)]
+        problems = {
+            "missing": [f"missing {p!r} ({describe(wanted[p])}).{hint(p, unknown)}" for p in missing if absent],
+            "shape": [f"{p!r} is {describe(abstract(stored[p]))}, and must be {describe(wanted[p])}" for p in shapes],
+            "unexpected": [f"unexpected {p!r}.{hint(p, missing)}" for p in unknown] or foreign,
+        }
+        return {sort: lines for sort, lines in problems.items() if lines}
+
+    def _complain(self, problems: Mapping[str, list[str]], call: Call, cause: Exception | None) -> None:
+        if not problems:
+            return
+        error = (
+            MissingEntryError if "missing" in problems else EntryShapeError if "shape" in problems else StructureError
+        )
+        remedies = {
+            "missing": "load it, or create it: state = bridges.init(fn)(state, *args, seed=0)",
+            "shape": "convert the values, or build the part with the sizes they have",
+            "unexpected": "remove it from the state, or rename it to the entry that it was meant for",
+        }
+        raise error(
+            f"The variables of {call.where} do not fit its Haiku code ({self.part.name}):\n"
+            + listing(line for lines in problems.values() for line in lines)
+            + "\nTo mend: "
+            + "; ".join(f"what is {'misshapen' if s == 'shape' else s}, {remedies[s]}" for s in problems)
+            + "."
+        ) from cause
+
+
+def _missing(collection: str, module: str, leaf: str, shape: Any, dtype: Any) -> Exception:
+    text = f"missing {_path(module, leaf, collection)!r}"
+    return _Missing(text if shape is None else f"{text} ({np.dtype(dtype).name}{list(shape)})")
+
+
+def _made(filler: Filler, state: Any) -> Native:
+    params: dict[str, dict[str, Any]] = {}
+    for (module, leaf), value in filler.params.items():
+        params.setdefault(module, {})[leaf] = value
+    begun = {m: {leaf: filler.created.get((m, leaf), v) for leaf, v in inner.items()} for m, inner in state.items()}
+    return params, begun
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _path(module: str, leaf: str, collection: str = STATE) -> str:
+    return _flat.join([collection, *module.split(_flat.SEPARATOR), leaf])
+
+
+def _differ(value: Any, want: Any) -> bool:
+    """Whether shapes differ, where a typed key and an old-style one are the same."""
+    keys = [jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (value, want) if hasattr(x, "dtype")]
+    return tuple(np.shape(value)) != tuple(want.shape) and not any(keys)
