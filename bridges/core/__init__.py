@@ -44,7 +44,9 @@ from bridges.core._state import RngState as RngState
 from bridges.core._state import State as State
 from bridges.core._state import Variable as Variable
 from bridges.core._state import arrays as arrays
+from bridges.core._targets import trainable as trainable
 from bridges.core._transforms import checkpoint as checkpoint
+from bridges.core._transforms import evaluate as evaluate
 from bridges.core._transforms import grad as grad
 from bridges.core._transforms import jit as jit
 from bridges.core._transforms import remat as remat

@@ -137,8 +137,8 @@ class Context:
     ):
         self._given = entries
         self._entries = dict(entries)
-        self._source = entries if isinstance(entries, State) else parent._source if parent else None
-        self._kinds: dict[str, Kind] = parent._kinds if parent else {}
+        self._source = entries if isinstance(entries, State) else parent._source if parent is not None else None
+        self._kinds: dict[str, Kind] = parent._kinds if parent is not None else {}
         self._order: list[str] | None = None
         self._trace = trace_state()
         self.streams = streams
@@ -147,7 +147,7 @@ class Context:
         self.flags = dict(flags or {})
         self.created: dict[str, Any] = {}
         self.modified: set[str] = set()
-        self.owners: dict[str, Module] = parent.owners if parent else {}
+        self.owners: dict[str, Module] = parent.owners if parent is not None else {}
         self.root = root
 
     def child(
@@ -232,19 +232,24 @@ class Context:
             self._order = list(source) if whole and source is not None else sorted(self._entries)
         return self._order
 
+    def declared(self, path: str) -> Kind | None:
+        """Returns the kind that code has declared for an entry, None if none has."""
+        known = self._kinds.get(path)
+        if known is None and self._source is not None:
+            index = self._source._layout.index.get(path)
+            known = None if index is None else self._source._layout.kinds[index]
+        return known
+
     def kind(self, path: str) -> Kind | None:
-        """Returns the kind of an entry, None if there is no such entry."""
-        if path in self._kinds:
-            return self._kinds[path]
-        if self._source is not None and path in self._source._layout.index:
-            return self._source.kind(path)
-        return default_kind(self._entries[path]) if path in self._entries else None
+        """Returns the kind of an entry, declared or by its value; None if there is no such entry."""
+        known = self.declared(path)
+        return default_kind(self._entries[path]) if known is None and path in self._entries else known
 
     def declare(self, path: str, kind: Kind | None) -> None:
         """Says what kind an entry is; metadata that is known already stays."""
         if kind is None:
             return
-        known = self.kind(path)
+        known = self.declared(path)
         if known is None or (known is not kind and not (isinstance(kind, type) and issubclass(kind_type(known), kind))):
             self._kinds[path] = kind
 
@@ -323,7 +328,7 @@ class Context:
         entries = {**self._given, **self.created} if created_only else self._entries
         if source is not None and not self._kinds and len(source) == len(entries):
             return State._make(source._layout, [entries[path] for path in source._layout.paths])
-        return State(entries, {path: self.kind(path) or default_kind(entries[path]) for path in entries})
+        return State(entries, {path: kind for path in entries if (kind := self.declared(path)) is not None})
 
     # Streams and flags -----------------------------------------------------------------------------------------------
 

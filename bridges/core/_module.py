@@ -284,7 +284,7 @@ class Module(metaclass=ModuleType):
         regex = re.compile(pattern)
         found = {name: value for name, value in ctx.under(self.path).items() if regex.match(name)}
         prefix = self.path + SEPARATOR
-        kinds = {prefix + name: kind for name in found if (kind := ctx.kind(prefix + name)) is not None}
+        kinds = {prefix + name: kind for name in found if (kind := ctx.declared(prefix + name)) is not None}
         new = State({prefix + name: value for name, value in found.items()}, kinds)
         return State._make(new._layout, new._values, prefix)
 
@@ -338,7 +338,7 @@ def get_entry(
 ) -> Any:
     """Returns the entry at a path, whole, making it with `ctor` where that is allowed; see `Module.get`."""
     if path in ctx.entries:
-        ctx.declare(path, kind)
+        ctx.declare(path, ctx.kind(path) if kind is None else kind)
         return ctx.read(path)
     make = functools.partial(ctor, *args, **kwargs) if callable(ctor) else lambda: ctor
     below = ctx.has_below(path)

@@ -156,7 +156,7 @@ def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
                 stateful, known, args, kwargs,
                 seed=None if keys is None else Streams(keys), create=True, modify=True, flags={**fixed, **(flags or {})},
             )  # fmt: skip
-            kinds.update({path: ctx.kind(path) for path in ctx.entries})
+            kinds.update({p: kind for p in ctx.entries if (kind := ctx.declared(p)) is not None})
             return ctx.created
 
         inputs = (dict(given), None if streams is None else streams.keys, dynamic)

@@ -56,7 +56,7 @@ class Spec:
         if isinstance(entries, Spec):
             return entries
         state = entries if isinstance(entries, State) else State(entries)
-        return cls(State({p: abstract(v) for p, v in state.items()}, state.kinds), framework)
+        return cls(State({p: abstract(v) for p, v in state.items()}, state.declared), framework)
 
 
 def abstract(value: Any) -> jax.ShapeDtypeStruct:

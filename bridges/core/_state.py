@@ -91,11 +91,14 @@ def default_kind(value: Any) -> Kind:
 
 
 class Layout:
-    """The sorted paths of a state and their kinds: immutable, hashable, shared by every state of that structure."""
+    """The sorted paths of a state and their kinds: immutable, hashable, shared by every state of that structure.
+
+    A kind is None where nobody has declared it (an entry of a plain dictionary): it then follows from the value.
+    """
 
     __slots__ = ("paths", "kinds", "index", "_hash")
 
-    def __init__(self, paths: tuple[str, ...], kinds: tuple[Kind, ...]):
+    def __init__(self, paths: tuple[str, ...], kinds: tuple[Kind | None, ...]):
         self.paths = paths
         self.kinds = kinds
         self.index = {path: i for i, path in enumerate(paths)}
@@ -187,7 +190,7 @@ class State(MutableMapping[str, Any]):
 
     Args:
       entries: A mapping or pairs of path and value. The kinds of another `State` are kept.
-      kinds: Kinds by path. An entry with none gets `default_kind` of its value.
+      kinds: Kinds by path. An entry with none is taken for `default_kind` of its value until code declares it.
 
     >>> state = State({'net/w': np.ones(2, np.float32), 'net/n': np.int32(0)})
     >>> state.kind('net/w').__name__, state.kind('net/n').__name__
@@ -205,10 +208,9 @@ class State(MutableMapping[str, Any]):
         kinds: Mapping[str, Kind] | None = None,
     ):
         given = dict(entries)
-        known: Mapping[str, Kind] = dict(entries.kinds) if isinstance(entries, State) else {}
-        known = {**known, **(kinds or {})}
+        known = {**(entries.declared if isinstance(entries, State) else {}), **(kinds or {})}
         paths = tuple(sorted(given))
-        self._layout = Layout(paths, tuple(known.get(p) or default_kind(given[p]) for p in paths))
+        self._layout = Layout(paths, tuple(known.get(p) for p in paths))
         self._values = [given[p] for p in paths]
         self._base = ""
 
@@ -240,24 +242,23 @@ class State(MutableMapping[str, Any]):
             self._values[index] = value
         else:
             path = path if not self._base or under(path + "/", self._base[:-1]) else self._base + path
-            self._replace({**dict(self), path: value}, {**self.kinds, path: default_kind(value)})
+            self._replace({**dict(self), path: value}, self.declared)
 
     def __delitem__(self, path: str) -> None:
         index = self._find(path)
         if index is None:
             raise MissingEntryError(f"There is no entry {path!r} to delete." + hint(str(path), self._layout.paths))
         full = self._layout.paths[index]
-        self._replace({p: v for p, v in self.items() if p != full}, self.kinds)
+        self._replace({p: v for p, v in self.items() if p != full}, self.declared)
 
     def update(self, *others: Any, **entries: Any) -> None:
         """Sets many entries at once, as `dict.update`; a `State` given brings its kinds for new entries."""
-        given, kinds = dict(self), dict(self.kinds)
+        given, kinds = dict(self), self.declared
         for other in (*others, entries):
-            new = dict(other)
-            given.update({self._full(p): v for p, v in new.items()})
-            for path in new:
-                if self._full(path) not in kinds:
-                    kinds[self._full(path)] = other.kind(path) if isinstance(other, State) else default_kind(new[path])
+            new = {self._full(path): value for path, value in dict(other).items()}
+            given.update(new)
+            if isinstance(other, State):
+                kinds = {**other.declared, **kinds}
         self._replace(given, kinds)
 
     def _full(self, path: str) -> str:
@@ -303,14 +304,21 @@ class State(MutableMapping[str, Any]):
     @property
     def kinds(self) -> dict[str, Kind]:
         """The kind of every entry, by path."""
-        return dict(zip(self._layout.paths, self._layout.kinds, strict=True))
+        items = zip(self._layout.paths, self._layout.kinds, self._values, strict=True)
+        return {path: default_kind(value) if kind is None else kind for path, kind, value in items}
+
+    @property
+    def declared(self) -> dict[str, Kind]:
+        """The kinds that code has declared, by path; `kinds` takes the others from the values."""
+        return {p: kind for p, kind in zip(self._layout.paths, self._layout.kinds, strict=True) if kind is not None}
 
     def kind(self, path: str) -> Kind:
         """Returns the kind of one entry: a `Variable` subclass, or an instance that carries metadata."""
         index = self._find(path)
         if index is None:
             raise MissingEntryError(f"There is no entry {path!r}." + hint(path, self._layout.paths))
-        return self._layout.kinds[index]
+        kind = self._layout.kinds[index]
+        return default_kind(self._values[index]) if kind is None else kind
 
     # Filters ---------------------------------------------------------------------------------------------------------
 
@@ -326,8 +334,9 @@ class State(MutableMapping[str, Any]):
         rest = []
         items = zip(self._layout.paths, self._values, self._layout.kinds, strict=True)
         for i, (path, value, kind) in enumerate(items):
+            known = default_kind(value) if kind is None else kind
             for group, predicate in zip(groups, predicates, strict=True):
-                if predicate(path, value, kind):
+                if predicate(path, value, known):
                     group.append(i)
                     break
             else:
@@ -352,7 +361,8 @@ class State(MutableMapping[str, Any]):
         """As `filter`, and raises a `FilterError` if an entry matches none; end with `...` to catch the rest."""
         groups, rest = self._group(filters)
         if rest:
-            paths = [f"{self._layout.paths[i]!r} ({kind_type(self._layout.kinds[i]).__name__})" for i in rest]
+            kinds = self.kinds
+            paths = [f"{p!r} ({kind_type(kinds[p]).__name__})" for p in (self._layout.paths[i] for i in rest)]
             raise FilterError(
                 "These entries match no filter:\n" + listing(paths) + "\nEnd the filters with ... to catch the rest."
             )
@@ -365,7 +375,7 @@ class State(MutableMapping[str, Any]):
         Raises:
           CollisionError: A path is in two of them. To replace entries, write `state | other`.
         """
-        entries, kinds = dict(self), dict(self.kinds)
+        entries, kinds = dict(self), self.declared
         for other in others:
             both = [path for path in other if path in entries]
             if both:
@@ -376,7 +386,7 @@ class State(MutableMapping[str, Any]):
                 )
             entries.update(other)
             if isinstance(other, State):
-                kinds.update(other.kinds)
+                kinds.update(other.declared)
         return State(entries, kinds)
 
     def pop(self, *filters: Any) -> Any:

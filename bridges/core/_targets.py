@@ -12,42 +12,65 @@ from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, MissingEntryError, describe, hint
 from bridges.core._flat import SEPARATOR
 from bridges.core._module import Module
-from bridges.core._state import Param, State, kind_type
+from bridges.core._state import Param, State, Variable, kind_type
 
 Targets = Any  # Module | str | Mapping[str, Any] | Iterable[Targets]
 
 
 def resolve(ctx: Context, targets: Targets) -> State:
-    """Returns the entries that the targets name, with their kinds.
+    """Returns the entries that the targets name, with their kinds, for a gradient.
 
     Args:
       ctx: The running context.
       targets: An exact path names its entry. A module, or a path with entries below it, names the `Param` entries there.
-        A mapping (what `getm` gives) names its keys. Iterables of these name all of it.
+        A mapping (what `getm` gives) names its keys. Iterables of these name all of it. A function of the context gives
+        the entries itself.
 
     Raises:
       MissingEntryError: A target names nothing.
       EntryShapeError: An exact path names an entry that has no gradient (an integer, a key).
     """
-    paths: dict[str, None] = {}
+    if callable(targets) and not isinstance(targets, Module):
+        return targets(ctx)
+    exact, below = _named(ctx, targets)
+    for path in exact:
+        _differentiable(path, ctx.read(path))
+    return _entries(ctx, [*exact, *below])
+
+
+def trainable(ctx: Context, targets: Targets) -> State:
+    """Returns what `resolve` does, less every entry named exactly that is no floating `Param`: what optimizers update."""
+    exact, below = _named(ctx, targets)
+    return _entries(ctx, [*(path for path in exact if _is_param(ctx, path)), *below])
+
+
+def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
+    exact, below = [], []
     for target in each(targets):
         if isinstance(target, str) and target in ctx:
-            _differentiable(target, ctx.read(target))
-            paths[target] = None
+            exact.append(target)
             continue
         prefix = target.path if isinstance(target, Module) else target
-        below = [f"{prefix}{SEPARATOR}{name}" for name in ctx.under(prefix)]
-        params = [path for path in below if issubclass(kind_type(ctx.kind(path) or Param), Param)]
+        names = [f"{prefix}{SEPARATOR}{name}" for name in ctx.under(prefix)]
+        params = [path for path in names if _is_param(ctx, path)]
         if not params:
-            shown = f"the module {target!r}" if isinstance(target, Module) else repr(target)
-            found = f"has {len(below)} entries and none of them is a Param" if below else "has no entries"
+            shown = f"The module {target!r}" if isinstance(target, Module) else repr(target)
+            found = f"has {len(names)} entries and none of them is a Param" if names else "has no entries"
             raise MissingEntryError(
                 f"{shown} was named to differentiate or update, and {found}.{hint(prefix, ctx.entries)} Name a module,"
                 " a path or a prefix whose entries exist: call the module once before, or initialise the state."
             )
-        paths.update(dict.fromkeys(path for path in params if _has_gradient(ctx.read(path))))
-    kinds = {path: kind for path in paths if (kind := ctx.kind(path)) is not None}
+        below += params
+    return exact, below
+
+
+def _entries(ctx: Context, paths: list[str]) -> State:
+    kinds = {path: kind for path in paths if (kind := ctx.declared(path)) is not None}
     return State({path: ctx.read(path) for path in paths}, kinds)
+
+
+def _is_param(ctx: Context, path: str) -> bool:
+    return issubclass(kind_type(ctx.kind(path) or Variable), Param) and _has_gradient(ctx.read(path))
 
 
 def each(targets: Targets) -> Iterable[Any]:

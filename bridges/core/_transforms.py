@@ -50,6 +50,16 @@ class Body:
         self.run(child, args, kwargs)
         self.outer.adopt(child.created)
 
+    def learn(self, *args: Any, **kwargs: Any) -> None:
+        """Lets the function declare the kinds of entries that came without (a plain dictionary), by tracing it once."""
+        if all(self.outer.declared(path) is not None for path in self.outer.entries):
+            return
+
+        def run() -> None:
+            self.run(self.child(), args, kwargs)
+
+        jax.eval_shape(run)
+
     def child(self, entries: Mapping[str, Any] | None = None, create: bool = False) -> Context:
         """Returns a child context for the trace that runs now; its streams go on where the outer ones are."""
         streams = self.outer.streams.fork() if self.outer.streams is not None else None
@@ -131,6 +141,7 @@ def _differentiate(
 ) -> tuple[Any, Any, Any, Any]:
     body = Body(fn)
     body.prepare(*args, **kwargs)
+    body.learn(*args, **kwargs)
     single = isinstance(targets, int)
     numbers = (targets,) if single else tuple(targets) if isinstance(targets, (tuple, list)) else ()
     by_argument = bool(numbers) and all(isinstance(n, int) for n in numbers)
@@ -157,6 +168,25 @@ def _differentiate(
         return loss, aux, (selected[0] if single else selected), (grads[0] if single else grads)
     current = State._make(selected._layout, [body.outer.read(path) for path in selected])
     return loss, aux, current, grads
+
+
+def evaluate(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `fn` as a function of some entries, `evaluate(fn)(entries, *args)`, from the state as it stands now.
+
+    Whatever is written or drawn after this call of `evaluate` does not show in it: all other entries keep the values of
+    now, every call draws the keys that would be drawn now, and its own effects are dropped. (Entries that do not exist
+    yet are taken as they are when it is called.)
+    """
+    body = Body(fn)
+    before = dict(body.outer.entries)
+    streams = body.outer.streams.fork() if body.outer.streams is not None else None
+
+    def wrapper(entries: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inner = streams.fork() if streams is not None else None
+        ctx = body.outer.child({**body.outer.entries, **before, **entries}, inner, create=False)
+        return body.run(ctx, args, kwargs)
+
+    return wrapper
 
 
 def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
