@@ -1,0 +1,351 @@
+"""Plan: every leaf of two ends, joined; run forwards, backwards, one item at a time, printed, or kept as JSON.
+
+Invariant: each entry of either end is in exactly one item. Where `verdict` is 'exact',
+`plan.inverse(plan.forward(state))` is `state` bit for bit, and the reverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridges.core._errors import (
+    EntryShapeError,
+    MappingError,
+    StructureError,
+    UnsupportedError,
+    describe,
+    hint,
+    listing,
+)
+from bridges.core._state import BatchStat, Cache, Intermediate, Kind, Param, RngState, State, Variable, kind_type
+from bridges.mapping._ops import Abstract, Op, op_from_dict, shapes, signature
+from bridges.mapping._rule import frozen, thawed
+
+EXACT, ROUNDING = "exact", "exact to rounding"
+EVALUATION, NOT_EXACT = "exact for evaluation only", "not exact"
+_WORST = (EXACT, ROUNDING, EVALUATION, NOT_EXACT)
+_KINDS = {kind.__name__: kind for kind in (Variable, Param, BatchStat, Cache, Intermediate, RngState)}
+_KEY_DTYPES = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+def resolve(ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
+    """Returns shapes and dtypes before the first op, between the ops and after the last.
+
+    What an op leaves open (the shape of a reshape, the sizes of a split) is read off the other end.
+
+    Raises:
+      MappingError: The ops cannot take `ins` to `outs`, or leave more open than both ends say.
+    """
+    left, right = [list(ins)], [list(outs)]  # grow towards each other
+    ops = list(ops)
+    while len(left) <= len(ops) and (found := ops[len(left) - 1].infer(left[-1])) is not None:
+        left.append(found)
+    if len(left) > len(ops):
+        if signature(left[-1]) != signature(outs):
+            raise MappingError(f"{shapes(ins)} becomes {shapes(left[-1])}, the target has {shapes(outs)}")
+        return tuple(map(tuple, left))
+    stuck = len(left) - 1
+    while len(right) < len(ops) - stuck and (found := ops[-len(right)].inverse.infer(right[-1])) is not None:
+        right.append(found)
+    if len(right) < len(ops) - stuck:
+        raise MappingError(f"the sizes between {ops[stuck]} and {ops[-len(right)]} are open: write them out in one of the two")
+    ops[stuck].check(left[-1], right[-1])
+    return tuple(map(tuple, left + right[::-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One step of a plan: its sources become its targets.
+
+    Attributes:
+      sources: Paths at the source; none for a fill.
+      targets: Paths at the target; none for a drop.
+      ops: From sources to targets.
+      stages: Shapes and dtypes before, between and after the ops.
+      how: Why this item is in the plan.
+      value: What a fill writes, and what going back over a drop writes.
+      reason: What a drop loses.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    ops: tuple[Op, ...]
+    stages: tuple[tuple[Abstract, ...], ...]
+    how: str = ""
+    value: Any = None
+    reason: str = ""
+
+    def forward(self, arrays: Sequence[Any]) -> list[Any]:
+        """Returns the targets' arrays for those of the sources."""
+        if not self.sources:
+            return self._written(self.stages[-1], self.targets)
+        xs = [_array(x) for x in arrays]
+        if not self.targets:
+            return []
+        for op, outs in zip(self.ops, self.stages[1:], strict=True):
+            xs = op.apply(xs, list(outs))
+        return xs
+
+    def inverse(self, arrays: Sequence[Any]) -> list[Any]:
+        """Returns the sources' arrays for those of the targets.
+
+        Raises:
+          UnsupportedError: The item drops its sources and does not say what to write in their place.
+        """
+        if not self.targets:
+            return self._written(self.stages[0], self.sources)
+        xs = [_array(x) for x in arrays]
+        if not self.sources:
+            return []
+        for op, outs in zip(reversed(self.ops), self.stages[-2::-1], strict=True):
+            xs = op.inverse.apply(xs, list(outs))
+        return xs
+
+    def _written(self, outs: Sequence[Abstract], paths: Sequence[str]) -> list[Any]:
+        if self.value is None:
+            raise UnsupportedError(
+                f"{', '.join(paths)} was dropped, so the way back has no value for it. Give the drop a `value`, or plan"
+                " from the other end with a `fill`."
+            )
+        return [constant(self.value, out) for out in outs]
+
+    @functools.cached_property
+    def losses(self) -> tuple[tuple[str, str], ...]:
+        """What the way forward does not keep: pairs of a verdict and the reason for it."""
+        if not self.targets:
+            if self.reason:
+                return ((EVALUATION, self.reason),)
+            return ((NOT_EXACT, f"{', '.join(self.sources)} is dropped"),)
+        if not self.sources:
+            return ((NOT_EXACT, f"{', '.join(self.targets)} is filled with a constant"),) if not self.reason else ()
+        found = []
+        for op, ins, outs in zip(self.ops, self.stages, self.stages[1:], strict=False):
+            loss = op.loss(list(ins), list(outs))
+            if loss and self.reason:
+                found.append((EVALUATION, self.reason))
+            elif loss:
+                found.append((ROUNDING if loss.startswith("rounding") else NOT_EXACT, f"{', '.join(self.targets)}: {loss}"))
+        return tuple(found)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of its losses."""
+        return max((v for v, _ in self.losses), key=_WORST.index, default=EXACT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the item as plain data, without shapes."""
+        out: dict[str, Any] = {"sources": list(self.sources), "targets": list(self.targets)}
+        if self.ops:
+            out["ops"] = [op.to_dict() for op in self.ops]
+        out.update({k: thawed(v) for k in ("how", "value", "reason") if (v := getattr(self, k)) not in ("", None)})
+        return out
+
+
+def constant(value: Any, out: Abstract) -> np.ndarray:
+    """Returns a new array of the constant, spread over the shape of `out`.
+
+    Raises:
+      MappingError: The constant does not fit the shape, or is no value of the dtype.
+    """
+    try:
+        array = np.asarray(thawed(value))
+        if array.dtype.kind not in "biufc":
+            raise ValueError("it is not a number")
+        cast = array.astype(out.dtype)
+        if not jax.dtypes.issubdtype(out.dtype, np.inexact) and not np.array_equal(cast, array):
+            raise ValueError(f"it is not a value of {out.dtype}")
+        return np.broadcast_to(cast, out.shape).copy()
+    except (ValueError, TypeError) as err:
+        raise MappingError(f"the constant {value!r} cannot fill {describe(out)}: {err}") from err
+
+
+def _array(x: Any) -> Any:
+    return x if hasattr(x, "shape") and hasattr(x, "dtype") else np.asarray(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A conversion between two specs, decided to the last leaf.
+
+    Attributes:
+      items: The steps; each is on its own, in any order, so that a converter can stream.
+      src: Abstract entries of the source, with kinds.
+      dst: Abstract entries of the target, with kinds.
+      placements: `(source module, target module, why)` for each pair of layers.
+      notes: Pairs of a verdict and a reason that no item has (differences that were accepted).
+    """
+
+    items: tuple[Item, ...]
+    src: State
+    dst: State
+    placements: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def forward(self, state: Mapping[str, Any]) -> State:
+        """Returns the target's state; its kinds are the target spec's.
+
+        Args:
+          state: The source's entries, exactly those of `src`. NumPy arrays stay NumPy; tracers work too.
+
+        Raises:
+          StructureError: Entries are missing, or there are others.
+          EntryShapeError: A shape or dtype is not the planned one.
+        """
+        _check(state, self.src, "source")
+        out: dict[str, Any] = {}
+        for item in self.items:
+            out.update(zip(item.targets, item.forward([state[p] for p in item.sources]), strict=True))
+        return State(out, self.dst.kinds)
+
+    def inverse(self, state: Mapping[str, Any]) -> State:
+        """Returns the source's state for the target's: the same plan run backwards.
+
+        Raises:
+          StructureError, EntryShapeError: As `forward`.
+          UnsupportedError: A dropped entry has no value to be written.
+        """
+        _check(state, self.dst, "target")
+        out: dict[str, Any] = {}
+        for item in self.items:
+            out.update(zip(item.sources, item.inverse([state[p] for p in item.targets]), strict=True))
+        return State(out, self.src.kinds)
+
+    def optimizer(self, opt_state: Any, src_params: Any, dst_params: Any) -> Any:
+        """Returns the native optax state of the target for that of the source.
+
+        Args:
+          opt_state: The state of any optax transformation over `src_params`.
+          src_params: The source's native parameter tree (or `State`), as given to `tx.init`.
+          dst_params: The target's; only structure, shapes and dtypes are read.
+
+        Raises:
+          StructureError: The leaves of a tree are not the plan's entries.
+          UnsupportedError: Part of the state cannot be carried; it is named, with the reason.
+        """
+        from bridges.mapping._optimizer import convert
+
+        return convert(self, opt_state, src_params, dst_params)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @functools.cached_property
+    def losses(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of a verdict and a reason, each once."""
+        return tuple(dict.fromkeys([*self.notes, *(loss for item in self.items for loss in item.losses)]))
+
+    @property
+    def verdict(self) -> str:
+        """'exact', 'exact to rounding', 'exact for evaluation only' or 'not exact'; `reasons` says why."""
+        return max((v for v, _ in self.losses), key=_WORST.index, default=EXACT)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the verdict is not 'exact'."""
+        return tuple(reason for _, reason in self.losses)
+
+    def __str__(self) -> str:
+        head = ("source", "ops", "target", "shape", "verdict", "placed")
+        rows = [head]
+        for item in self.items:
+            sources, targets = list(item.sources) or ["(fill)"], list(item.targets) or ["(drop)"]
+            before, after = shapes(item.stages[0]), shapes(item.stages[-1])
+            shape = before if before == after else f"{before} -> {after}"
+            last = (", ".join(map(str, item.ops)), shape, item.verdict, item.how)
+            for i in range(max(len(sources), len(targets))):
+                ends = [end[i] if i < len(end) else "" for end in (sources, targets)]
+                ops, shape, verdict, how = last if i == 0 else ("", "", "", "")
+                rows.append((ends[0], ops, ends[1], shape, verdict, how))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        reasons = "".join(f"\n  - {verdict}: {reason}" for verdict, reason in self.losses)
+        return "\n".join(lines) + f"\n{len(self.src)} entries -> {len(self.dst)} entries: {self.verdict}{reasons}"
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Returns the plan as JSON text. Kinds are kept by name; metadata of kinds is not."""
+        return json.dumps(
+            {
+                "bridges_plan": 1,
+                "src": _entries(self.src),
+                "dst": _entries(self.dst),
+                "items": [item.to_dict() for item in self.items],
+                "placements": self.placements,
+                "notes": self.notes,
+            },
+            indent=indent,
+        )
+
+    @classmethod
+    def from_json(cls, text: str, kinds: Mapping[str, Kind] | None = None) -> Plan:
+        """Returns the plan of a JSON text.
+
+        Args:
+          text: From `to_json`.
+          kinds: Your own `Variable` subclasses, by name.
+
+        Raises:
+          MappingError: The text is not a plan of this version, or a kind is unknown.
+        """
+        try:
+            given = json.loads(text)
+        except ValueError as err:
+            raise MappingError(f"This is not JSON: {err}") from err
+        if not isinstance(given, dict) or given.get("bridges_plan") != 1:
+            raise MappingError("This JSON is not a plan of version 1 (the key bridges_plan is missing or different).")
+        src, dst = (_state(given[end], {**_KINDS, **(kinds or {})}) for end in ("src", "dst"))
+        items = []
+        for row in given["items"]:
+            sources, targets = tuple(row["sources"]), tuple(row["targets"])
+            ops = tuple(map(op_from_dict, row.get("ops", ())))
+            ends = [src[p] for p in sources], [dst[p] for p in targets]
+            stages = resolve(ops, *ends) if sources and targets else tuple(map(tuple, ends))
+            items.append(
+                Item(sources, targets, ops, stages, row.get("how", ""), frozen(row.get("value")), row.get("reason", ""))
+            )
+        pairs = (tuple(map(tuple, given[key])) for key in ("placements", "notes"))
+        return cls(tuple(items), src, dst, *pairs)
+
+
+def _entries(state: State) -> dict[str, list[Any]]:
+    return {p: [str(x.dtype), list(x.shape), kind_type(state.kind(p)).__name__] for p, x in state.items()}
+
+
+def _dtype(name: str) -> Any:
+    if name in _KEY_DTYPES:
+        return jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_DTYPES[name])).dtype
+    return jnp.dtype(name)
+
+
+def _state(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> State:
+    for path, (_, _, kind) in given.items():
+        if kind not in kinds:
+            raise MappingError(f"{path!r} is of the kind {kind!r}: pass kinds={{{kind!r}: YourVariableSubclass}}.")
+    entries = {path: Abstract(tuple(shape), _dtype(dtype)) for path, (dtype, shape, _) in given.items()}
+    return State(entries, {path: kinds[kind] for path, (_, _, kind) in given.items()})
+
+
+def _check(state: Mapping[str, Any], spec: State, end: str) -> None:
+    missing = [p for p in spec if p not in state]
+    extra = [p for p in state if p not in spec]
+    if missing or extra:
+        lines = [f"missing {p!r}.{hint(p, extra)}" for p in missing] + [f"unexpected {p!r}" for p in extra]
+        raise StructureError(f"These are not the entries that the plan has at its {end}:\n" + listing(lines))
+    wrong = [
+        f"{p!r}: got {describe(x)}, planned {describe(want)}"
+        for p, want in spec.items()
+        if signature([x := _array(state[p])]) != signature([want])
+    ]
+    if wrong:
+        raise EntryShapeError(f"Entries of the {end} are not as planned:\n" + listing(wrong) + "\nPlan with their specs.")

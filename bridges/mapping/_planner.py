@@ -1,0 +1,406 @@
+"""Planning: from a mapping and two specs to a plan, or to one error that lists every problem.
+
+Three rounds, each over the leaves only once: explicit rules; then the layers that `[modules]` places; then the layers
+that names and shapes place without a doubt. Rules are found by an index of their segments and never applied in turn, so
+that a renaming a -> b beside b -> c is one simultaneous renaming.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bridges.core._errors import MappingError, describe, hint, listing
+from bridges.core._flat import under
+from bridges.core._spec import Spec
+from bridges.mapping._agree import difference
+from bridges.mapping._identify import Found, cut, identify, like
+from bridges.mapping._mapping import Mapping
+from bridges.mapping._ops import Cast, shapes
+from bridges.mapping._place import place
+from bridges.mapping._plan import NOT_EXACT, Item, Plan, constant, resolve
+from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._template import Index, Template
+
+Values = tuple[tuple[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """One instance of a rule: these sources become these targets."""
+
+    rule: Rule
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    how: str
+    level: int = 0
+
+    @property
+    def outcome(self) -> Any:
+        return self.sources, self.targets, self.rule.ops, self.rule.value
+
+
+def make_plan(mapping: Mapping, src: Spec, dst: Spec) -> Plan:
+    """Returns the plan; see `Mapping.plan`."""
+    return _Planner(mapping, src, dst).plan()
+
+
+class _Planner:
+    def __init__(self, mapping: Mapping, src: Spec, dst: Spec):
+        self.mapping, self.src, self.dst = mapping, src, dst
+        self.ends = dict(src.entries), dict(dst.entries)
+        self.problems: list[str] = []
+        self.explained: tuple[set[str], set[str]] = (set(), set())  # leaves that a problem already names
+        self.notes: list[tuple[str, str]] = []
+        self.matches: list[_Match] = []
+        self.sources: dict[str, _Match] = {}
+        self.targets: dict[str, _Match] = {}
+        rows: dict[str, LayerRow] = {}
+        for part in mapping.parts:
+            for row in part.layers:
+                rows.setdefault(row.type, row)
+        self.rows = list(rows.values())
+        self.placements: list[tuple[str, str, str]] = []
+
+    def plan(self) -> Plan:
+        self.explicit()
+        self.layers()
+        self.unmatched()
+        items = [item for match in self.matches if (item := self.item(match)) is not None]
+        if self.problems:
+            count = len(self.problems)
+            raise MappingError(
+                f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n"
+                + listing(dict.fromkeys(self.problems), 100)
+            )
+        return Plan(tuple(items), self.src.entries, self.dst.entries, tuple(self.placements), tuple(self.notes))
+
+    # Explicit rules --------------------------------------------------------------------------------------------------
+
+    def explicit(self) -> None:
+        """Matches rules, drops and fills; of two that want one leaf, the one of the earlier part wins."""
+        rules = [(level, rule) for level, part in enumerate(self.mapping.parts) for rule in part.rules]
+        indexes: tuple[Index[tuple[int, int]], Index[tuple[int, int]]] = (Index(), Index())
+        for n, (_, rule) in enumerate(rules):
+            for slot, template in enumerate(rule.src):
+                indexes[0].add(template, (n, slot))
+            if rule.dst and (not rule.src or rule.indices[1]):
+                indexes[1].add(rule.dst[0], (n, 0))
+        # (rule, values of the variables of both ends) -> slot -> (the number that only this end has, path)
+        groups: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+        for end in (0, 1):
+            for path, value in self.ends[end].items():
+                for (n, slot), values in indexes[end].match(path):
+                    rule = rules[n][1]
+                    ranks = rule.dst_rank if end else rule.src_rank
+                    if ranks and len(value.shape) not in ranks:
+                        continue
+                    if not rule.src or not rule.dst:
+                        key: Any = (n, path)
+                        number = None
+                    else:
+                        number = rule.indices[end]
+                        key = (n, tuple(sorted((k, v) for k, v in values.items() if k != number)))
+                    slots = groups[end].setdefault(key, {})
+                    slots.setdefault(slot, []).append((values.get(number, 0), path))
+        used: set[int] = set()
+        found: list[_Match] = []
+        for (n, values), slots in groups[0].items():
+            used.add(n)
+            level, rule = rules[n]
+            match = self.instance(rule, dict(values) if rule.dst else {}, slots, groups[1].get((n, values), {}), level)
+            found += [match] if match else []
+        for (n, path), _ in groups[1].items():
+            if not rules[n][1].src:
+                used.add(n)
+                found.append(_Match(rules[n][1], (), (path,), "fill", rules[n][0]))
+        self.take(found)
+        for n, (_, rule) in enumerate(rules):
+            if n not in used and not rule.optional:
+                near = hint((rule.src or rule.dst)[0].text, self.ends[0] if rule.src else self.ends[1])
+                self.problems.append(f"rule {rule} is unused: no entry of the {'source' if rule.src else 'target'} matches.{near}")
+
+    def instance(self, rule: Rule, values: dict[str, Any], slots: Any, there: Any, level: int) -> _Match | None:
+        """Returns the rule's match for these values of its variables."""
+        lacking = [rule.src[slot].format(values) for slot in range(len(rule.src)) if slot not in slots]
+        if lacking:
+            self.explained[0].update(path for pairs in slots.values() for _, path in pairs)
+            near = hint(lacking[0], self.ends[0])
+            self.problems.append(f"rule {rule} also needs {', '.join(map(repr, lacking))}, which the source lacks.{near}")
+            return None
+        ends: list[tuple[str, ...]] = []
+        for number, pairs in zip(rule.indices if rule.dst else (None, None), (slots.get(0), there.get(0)), strict=True):
+            pairs = sorted(pairs or ())
+            if number and [n for n, _ in pairs] != list(range(pairs[0][0] if pairs else 0, (pairs[0][0] if pairs else 0) + len(pairs))):
+                self.problems.append(f"rule {rule}: {{{number}}} has gaps: {[n for n, _ in pairs]}")
+            ends.append(tuple(path for _, path in pairs))
+        sources = ends[0] if rule.dst and rule.indices[0] else tuple(slots[s][0][1] for s in range(len(rule.src)))
+        try:
+            targets = ends[1] if rule.dst and rule.indices[1] else tuple(t.format(values) for t in rule.dst)
+        except MappingError as err:
+            self.problems.append(f"rule {rule} cannot place {sources[0]!r}: {err}")
+            return None
+        if rule.dst and not targets:
+            self.problems.append(f"rule {rule}: the target has no entry for it.{hint(rule.dst[0].text, self.ends[1])}")
+            self.explained[0].update(sources)
+            return None
+        return _Match(rule, sources, targets, "rule" if rule.dst else "drop", level)
+
+    def take(self, found: Iterable[_Match]) -> None:
+        """Adds matches, unless an earlier part's match has their leaves; reports conflicts."""
+        wanted: dict[str, list[_Match]] = collections.defaultdict(list)
+        found = list(found)
+        for match in found:
+            for path in match.sources:
+                wanted[path].append(match)
+        beaten: set[int] = set()
+        for path, matches in wanted.items():
+            if len(matches) > 1:
+                first = min(m.level for m in matches)
+                best = [m for m in matches if m.level == first]
+                beaten.update(id(m) for m in matches if m.level > first)
+                if len({m.outcome for m in best}) > 1:
+                    rules = " and ".join(str(m.rule) for m in best)
+                    self.problems.append(
+                        f"{path!r} is matched by {rules}, which differ. Make one of them narrower, or say which goes before"
+                        " the other: first | second."
+                    )
+                beaten.update(id(m) for m in best[1:])
+        for match in found:
+            if id(match) not in beaten:
+                self.add(match)
+            elif any(id(m) in beaten and all(o is m for o in wanted[p]) for m in (match,) for p in match.sources):
+                self.problems.append(f"rule {match.rule} is overridden for some of its sources {match.sources} only")
+
+    def add(self, match: _Match) -> None:
+        """Adds a match whose sources are free, if its targets are there and free."""
+        for path in match.targets:
+            if path not in self.ends[1]:
+                origin = f"{' + '.join(map(repr, match.sources))} goes to" if match.sources else "a fill writes"
+                self.problems.append(
+                    f"{origin} {path!r} ({match.how}), which the target does not have.{hint(path, self.ends[1])}"
+                )
+                self.explained[0].update(match.sources)
+                return
+            other = self.targets.get(path)
+            if other is not None:
+                ends = [" + ".join(map(repr, m.sources)) or "a fill" for m in (other, match)]
+                self.problems.append(f"{path!r} is the target of {ends[0]} ({other.how}) and of {ends[1]} ({match.how})")
+                self.explained[0].update(match.sources)
+                return
+        self.matches.append(match)
+        self.sources.update(dict.fromkeys(match.sources, match))
+        self.targets.update(dict.fromkeys(match.targets, match))
+
+    # Layers ----------------------------------------------------------------------------------------------------------
+
+    def layers(self) -> None:
+        """Places the layers that still have leaves to be placed, and matches their leaves."""
+        given = [(level, s, d) for level, part in enumerate(self.mapping.parts) for s, d in part.modules]
+        if not given and not self.rows:
+            return
+        found = [
+            identify(entries, spec.layers, self.rows, side)
+            for entries, spec, side in zip(self.ends, (self.src, self.dst), ("src", "dst"), strict=True)
+        ]
+        free = [
+            {m: f for m, f in found[0].items() if not f.leaves <= self.sources.keys()},
+            {m: f for m, f in found[1].items() if not f.leaves <= self.targets.keys()},
+        ]
+        containers = self.given(given, free)
+        if not self.rows:
+            return
+        likes = self.likes(free)
+        for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
+            inside = [
+                {m: likes[end][m] for m in free[end] if under(m, base[end])} for end in (0, 1)
+            ]
+            pairs, doubts = place(*inside, *base)
+            for s, d, how in pairs:
+                self.pair(free[0].pop(s), free[1].pop(d), how)
+            for here, there in doubts:
+                self.problems.append(
+                    f"{_names(here)} and {_names(there)} fit each other in several ways. Say which is which under [modules]."
+                )
+                for end, paths in enumerate((here, there)):
+                    for m in paths:
+                        self.explained[end].update(free[end].pop(m).leaves)
+
+    def given(self, given: Sequence[tuple[int, Template, Template]], free: list[dict[str, Found]]) -> list[tuple[str, str]]:
+        """Pairs the layers that `[modules]` names; returns the pairs of modules that only hold others."""
+        index: Index[int] = Index()
+        for n, (_, template, _) in enumerate(given):
+            index.add(template, n)
+        parents = {m[: at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
+        used: set[int] = set()
+        containers = []
+        for module in [*free[0], *sorted(parents - free[0].keys())]:
+            matches = index.match(module)
+            if not matches:
+                continue
+            used.update(n for n, _ in matches)
+            first = min(given[n][0] for n, _ in matches)
+            goals = {given[n][2].format(values) for n, values in matches if given[n][0] == first}
+            if len(goals) > 1:
+                self.problems.append(f"[modules] sends {module!r} to {_names(sorted(goals))}: make one of the lines narrower")
+                continue
+            goal = goals.pop()
+            if module not in free[0]:
+                containers.append((module, goal))
+            elif goal in free[1]:
+                self.pair(free[0].pop(module), free[1].pop(goal), "given")
+            else:
+                self.problems.append(
+                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill.{hint(goal, free[1])}"
+                )
+                self.explained[0].update(free[0].pop(module).leaves)
+        everything = {cut(p)[1] for p in self.ends[0]}
+        for n, (_, template, goal_template) in enumerate(given):
+            if n not in used and not any(_reaches(template, m) for m in everything):
+                self.problems.append(
+                    f"[modules] {template.text!r} = {goal_template.text!r} is unused: the source has no such module."
+                    + hint(template.text, everything)
+                )
+        return containers
+
+    def likes(self, free: list[dict[str, Found]]) -> list[dict[str, Any]]:
+        """Returns what each layer is like; of several rows, one that the other end has as well."""
+        both = [
+            {m: like(f, self.ends[end], self.rows, side) for m, f in free[end].items()}
+            for end, side in ((0, "src"), (1, "dst"))
+        ]
+        have = [{x for options in end.values() for x in options.values()} for end in both]
+        return [
+            {
+                m: next((x for x in options.values() if x in have[1 - end]), next(iter(options.values())))
+                for m, options in both[end].items()
+            }
+            for end in (0, 1)
+        ]
+
+    def pair(self, src: Found, dst: Found, how: str) -> None:
+        """Matches the leaves of two layers that stand for one another."""
+        rows = [r for r in src.rows if r in dst.rows]
+        self.placements.append((src.path, dst.path, how))
+        if not rows and (src.rows or dst.rows):
+            types = [" or ".join(self.rows[r].type for r in f.rows) or "an unknown layer" for f in (src, dst)]
+            known = [spec.layers.get(f.path) for spec, f in ((self.src, src), (self.dst, dst))]
+            types = [f"{t} ({k.type})" if k else t for t, k in zip(types, known, strict=True)]
+            self.problems.append(
+                f"{src.path!r} is {types[0]}, {dst.path!r} ({how}) is {types[1]}: no layer convention joins the two"
+            )
+            self.explained[0].update(src.leaves)
+            self.explained[1].update(dst.leaves)
+            return
+        if not rows:
+            for path in sorted(src.leaves - self.sources.keys()):
+                collection, _, leaf = cut(path)
+                goal = "/".join(filter(None, (collection, dst.path, leaf)))
+                self.add(_Match(_RENAME, (path,), (goal,), how))
+            return
+        outcomes = [self.row_matches(r, src, dst, how) for r in rows]
+        if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
+            types = [self.rows[r].type for r in rows]
+            self.problems.append(
+                f"{src.path!r} -> {dst.path!r} could be {' or '.join(types)}, which are stored differently: plan with specs"
+                " that have `layers` (the adapter's spec of the model)"
+            )
+        for match in outcomes[0]:
+            self.add(match)
+        self.hyperparameters(self.rows[rows[0]], src.path, dst.path)
+
+    def row_matches(self, r: int, src: Found, dst: Found, how: str) -> list[_Match]:
+        """Returns the matches of a row's rules for two layers."""
+        matches = []
+        for k, rule in enumerate(self.rows[r].rules):
+            sources = src.rows[r].get(k, ())
+            if (rule.src and not sources) or any(path in self.sources for path in sources):
+                continue
+            targets = tuple(t.format({"m": dst.path}) for t in rule.dst)
+            if any(path in self.targets for path in targets) or (not rule.src and k not in dst.rows[r]):
+                continue
+            matches.append(_Match(rule, sources, targets, f"{self.rows[r].type}, {how}"))
+        return matches
+
+    def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
+        """Compares what the two layers must agree in, where both models were at hand."""
+        layers = self.src.layers.get(src), self.dst.layers.get(dst)
+        if layers[0] is None or layers[1] is None:
+            return
+        for agree in row.agree:
+            values = difference(agree, layers[0], layers[1])
+            if values is None or agree.src is None or agree.dst is None:
+                continue
+            text = (
+                f"the target's {layers[1].type.split('.')[-1]} at {dst!r} has {agree.name} {values[1]!r}, the source's"
+                f" {layers[0].type.split('.')[-1]} at {src!r} has {values[0]!r}"
+            )
+            if any(t.match(dst) is not None and name == agree.name for p in self.mapping.parts for t, name in p.accept):
+                self.notes.append((NOT_EXACT, f"accepted: {text}"))
+                continue
+            if agree.dst.name:
+                remedy = f"pass {agree.dst.name}={values[0]!r} there"
+            elif agree.src.name:
+                remedy = f"only a source with {agree.src.name}={values[1]!r} can be carried"
+            else:
+                remedy = "the two layers cannot be made to agree"
+            effect = f" {agree.effect}" if agree.effect else ""
+            self.problems.append(f"{text}: {remedy}.{effect} To accept it: accept = {{ {dst!r} = ['{agree.name}'] }}")
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def unmatched(self) -> None:
+        """Lists the leaves of either end that nothing was found for."""
+        rest = (
+            [p for p in self.ends[0] if p not in self.sources and p not in self.explained[0]],
+            [p for p in self.ends[1] if p not in self.targets and p not in self.explained[1]],
+        )
+        for path in rest[0]:
+            self.problems.append(
+                f"source {path!r} {describe(self.ends[0][path])} has no rule: write one, or `drop` it.{self.near(path, rest[1])}"
+            )
+        for path in rest[1]:
+            self.problems.append(
+                f"target {path!r} {describe(self.ends[1][path])} gets nothing: write a rule, or `fill` it.{self.near(path, rest[0])}"
+            )
+
+    def near(self, path: str, others: list[str]) -> str:
+        """Returns a hint; only for the first problems, since looking for near names takes time."""
+        return hint(path, others) if len(self.problems) < 100 else ""
+
+    def item(self, match: _Match) -> Item | None:
+        """Returns the match as an item of the plan, its shapes checked."""
+        ins, outs = [self.ends[0][p] for p in match.sources], [self.ends[1][p] for p in match.targets]
+        ops = match.rule.ops
+        if ins and outs and any(t.match(match.targets[0]) is not None for p in self.mapping.parts for t in p.cast):
+            ops = (Cast(str(outs[0].dtype)), *ops) if ins[0].dtype != outs[0].dtype else ops
+        names = f"{' + '.join(map(repr, match.sources)) or 'fill'} -> {' + '.join(map(repr, match.targets)) or 'drop'}"
+        try:
+            stages = resolve(ops, ins, outs) if ins and outs else (tuple(ins), tuple(outs))
+            for spec in () if match.rule.value is None else (*ins, *outs):
+                constant(match.rule.value, spec)
+        except MappingError as err:
+            dtypes = {x.dtype for x in (*ins, *outs)}
+            remedy = (
+                " A change of dtype must be said: name the target under `cast`, or add the op cast."
+                if len(dtypes) > 1 and ins and outs
+                else ""
+            )
+            self.problems.append(f"{names} ({match.how}): {shapes(ins)} does not fit {shapes(outs)}: {err}.{remedy}")
+            return None
+        return Item(match.sources, match.targets, ops, stages, match.how, match.rule.value, match.rule.reason)
+
+
+_RENAME = Rule((Template("{m:module}"),), (Template("{m:module}"),))
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(map(repr, paths[:6])) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+
+
+def _reaches(template: Template, module: str) -> bool:
+    """Whether the template names the module, or one above it."""
+    parts = module.split("/")
+    return any(template.match("/".join(parts[: n + 1])) is not None for n in range(len(parts)))
