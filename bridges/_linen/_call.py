@@ -100,7 +100,9 @@ def attribute(module: nn.Module, name: str) -> Callable[..., Any]:
             raise
         raise FieldError(no_method(type(module), name)) from err
     if not callable(found):
-        raise FieldError(f"{type(module).__name__}.{name} is a {type(found).__name__} and cannot be called as a method.")
+        raise FieldError(
+            f"{type(module).__name__}.{name} is a {type(found).__name__} and cannot be called as a method."
+        )
     return found
 
 
@@ -113,7 +115,7 @@ def public_methods(cls: type) -> tuple[str, ...]:
     return _public_methods(cls)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _public_methods(cls: type) -> tuple[str, ...]:
     names = {
         name

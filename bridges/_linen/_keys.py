@@ -1,0 +1,131 @@
+"""Where the random keys of a Linen call come from: the host's streams, or the caller.
+
+One seed becomes the stream `params`, which Linen falls back to for every other. Streams given by name are passed by name.
+A call that turns out to draw nothing leaves the host's streams as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flax.errors import InvalidRngError
+
+from bridges._linen._call import abstract_key
+from bridges._linen._observe import missing_stream
+from bridges.core._context import Context
+from bridges.core._errors import SeedError
+
+
+class Keys:
+    """Keys that the caller gives, as for `Module.apply`.
+
+    Args:
+      rngs: A key, keys by stream, or None.
+    """
+
+    def __init__(self, rngs: Any):
+        self.rngs = dict(rngs) if isinstance(rngs, Mapping) else None if rngs is None else {"params": rngs}
+
+    def initial(self) -> Any:
+        """Returns the keys for `init`."""
+        return self.rngs or {}
+
+    def draw(self, wanted: frozenset[str] | None) -> dict[str, Any] | None:
+        """Returns the keys for one call: of the streams wanted, or of all (None)."""
+        return self.rngs
+
+    def abstract(self, init: bool) -> dict[str, Any] | None:
+        """Returns what stands for the keys where nothing is computed; for `init` there is always one."""
+        names = tuple(self.rngs or ())
+        if init:
+            names = (*names, *({"params"} - set(names)))
+        return dict.fromkeys(names, abstract_key()) if names else None
+
+    @contextmanager
+    def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
+        """Yields what takes back the draws of all streams but those used, for a call whose streams are not known yet."""
+        yield lambda used: None
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raises a `SeedError` in place of Linen's error about a stream that it has no key for."""
+        try:
+            yield
+        except InvalidRngError as err:
+            stream = missing_stream(err)
+            raise SeedError(self.lacks(stream)) from err
+
+    def lacks(self, stream: str) -> str:
+        """Returns the text of the error about a stream that there is no key for."""
+        return f"The module draws from the random stream {stream!r}, and rngs= has none: pass rngs={{{stream!r}: key}}."
+
+
+class HostKeys(Keys):
+    """Keys from the streams of the running context.
+
+    Args:
+      ctx: The context.
+      where: The path of the module that draws.
+    """
+
+    def __init__(self, ctx: Context, where: str):
+        self.ctx, self.where = ctx, where
+
+    def _names(self) -> tuple[str, ...]:
+        names = self.ctx.streams_given
+        return (*names, "params") if "default" in names and "params" not in names else names
+
+    def initial(self) -> Any:
+        """Returns the keys for `init`: the seed itself where the wrapper is the whole model."""
+        if not self.ctx.has_seed:
+            return {}
+        names = self._names()
+        if not names:
+            return self.ctx.init_key(self.where)
+        return {name: self.ctx.init_key(self.where, name) for name in names}
+
+    def draw(self, wanted: frozenset[str] | None) -> dict[str, Any] | None:
+        if not self.ctx.has_seed or (wanted is not None and not wanted):
+            return None
+        names = self._names()
+        if not names:
+            return {"params": self.ctx.draw("params", self.where)}
+        if wanted is not None:
+            chosen = {name if name in names else "params" for name in wanted}
+            names = tuple(name for name in names if name in chosen)
+        return {name: self.ctx.draw(name, self.where) for name in names}
+
+    def abstract(self, init: bool) -> dict[str, Any] | None:
+        names = (self._names() or ("params",)) if self.ctx.has_seed else ()
+        if init:
+            names = (*names, *({"params"} - set(names)))
+        return dict.fromkeys(names, abstract_key()) if names else None
+
+    @contextmanager
+    def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
+        streams = self.ctx.streams
+        before = dict(streams.counters) if streams is not None else {}
+        drawn = streams is not None and streams.drawn
+
+        def release(used: frozenset[str]) -> None:
+            if streams is None:
+                return
+            names = self._names()
+            kept = {name if name in names else "params" for name in used}
+            for key in [k for k in streams.counters if k[1] == self.where and k[0] not in kept]:
+                if key in before:
+                    streams.counters[key] = before[key]
+                else:
+                    del streams.counters[key]
+            streams.drawn = drawn or bool(used)
+
+        yield release
+
+    def lacks(self, stream: str) -> str:
+        given = f"seed= gives only {sorted(self.ctx.streams_given)}" if self.ctx.has_seed else "no seed was given"
+        return (
+            f"The Linen module at {self.where!r} draws from the random stream {stream!r}, and {given}. Pass seed=0, a key,"
+            f" or a dictionary of streams, seed={{{stream!r}: 0}}, to the pure function."
+        )

@@ -1,0 +1,364 @@
+"""A Linen call over the entries of a running context: made at first use, given what it needs, written back.
+
+What is known about a wrapper's calls is kept in its `Memory`, by what decides which way a call goes (method, static
+arguments, shapes), so that a learned call costs one dictionary look-up and one run of the module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import errors as flax_errors
+from flax import linen as nn
+from flax.core import DenyList
+
+from bridges._linen._call import Call
+from bridges._linen._keys import Keys
+from bridges._linen._observe import RECORDED, Settled, Spy, Traits, modified_collection, settle
+from bridges._linen._structure import Expected, Template, at, check_known, needs_model
+from bridges._linen._variables import entry_of, kind_of, leaves
+from bridges.core import _flat
+from bridges.core._context import Context
+from bridges.core._errors import (
+    EntryShapeError,
+    MissingEntryError,
+    PermissionsError,
+    describe,
+    hint,
+    listing,
+)
+from bridges.core._state import Intermediate, Kind, kind_type
+
+_MISSING = (
+    flax_errors.ScopeParamNotFoundError,
+    flax_errors.ScopeCollectionNotFound,
+    flax_errors.ScopeVariableNotFoundError,
+    flax_errors.ScopeParamShapeError,
+)
+
+
+@dataclasses.dataclass
+class Learned:
+    """What is known of the calls of one signature.
+
+    Attributes:
+      expected: What `init` makes for such a call; None while it was not needed.
+      traits: What the call does; None until one was run.
+      templates: How sets of entries nest.
+      checked: The sets of entries that such a call was found to be fine with.
+    """
+
+    expected: Expected | None = None
+    traits: Traits | None = None
+    templates: dict[Any, Template] = dataclasses.field(default_factory=dict)
+    checked: set[Any] = dataclasses.field(default_factory=set)
+
+
+class Memory:
+    """What one wrapper has learned; only ever grows, so that threads may share it."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls: dict[Any, Learned] = {}
+
+    def of(self, call: Call, mutable: Any) -> Learned:
+        """Returns what is known about calls such as this."""
+        signature = call.signature()
+        key = (signature, mutable if mutable is None or isinstance(mutable, (bool, str)) else repr(mutable))
+        return Learned() if signature is None else self.calls.setdefault(key, Learned())
+
+    def fitting(self, call: Call, entries: Mapping[str, Any]) -> Expected | None:
+        """Returns an expectation of the same method that these entries meet, whatever the inputs' shapes were."""
+        for key, learned in list(self.calls.items()):
+            expected = learned.expected
+            if expected is None or key[0][0] != call.method or not expected.entries.keys() <= entries.keys():
+                continue
+            if all(tuple(entries[path].shape) == want.shape for path, want in expected.entries.items()):
+                return expected
+        return None
+
+
+def perform(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, mutable: Any = None) -> Any:
+    """Returns the output of a call, with the entries below `where` as its variables.
+
+    Args:
+      ctx: The running context.
+      where: The wrapper's path; empty for a state that holds nothing else.
+      memory: What the wrapper has learned.
+      call: The module, method and arguments.
+      keys: Where random keys come from.
+      mutable: Collections that may be modified, as in `Module.apply`; None: those that the call itself modifies.
+    """
+    learned = memory.of(call, mutable)
+    present = ctx.under(where) if where else dict(ctx.items())
+    kinds = _kept(ctx, where, present)
+    if ctx.create and (learned.expected is None or not learned.expected.entries.keys() <= kinds.keys()):
+        if not kinds:
+            return _create(ctx, where, memory, call, keys, learned, mutable)
+        _complete(ctx, where, call, keys, learned, kinds)
+        present = ctx.under(where) if where else dict(ctx.items())
+        kinds = _kept(ctx, where, present)
+    run = _Run(ctx, where, memory, call, mutable, keys, learned, present, kinds)
+    with _explained(run):
+        out, updates = run()
+    if updates:
+        run.write(updates)
+    return out
+
+
+def _kept(ctx: Context, where: str, present: Mapping[str, Any]) -> dict[str, Kind | None]:
+    """Returns the kinds of the entries that a call is given: all below a collection that no earlier call recorded."""
+    prefix = where + _flat.SEPARATOR if where else ""
+    kinds: dict[str, Kind | None] = {}
+    for path in present:
+        if _flat.SEPARATOR not in path or path.startswith(RECORDED + _flat.SEPARATOR):
+            continue
+        kind = ctx.kind(prefix + path)
+        if kind is None or not issubclass(kind_type(kind), Intermediate):
+            kinds[path] = kind
+    return kinds
+
+
+def _create(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, learned: Learned, mutable: Any) -> Any:
+    """Makes all variables of a call as Linen's own `init` does, and returns the output of that same run.
+
+    The output is that of `init_with_output`, because there are models that can be initialised with inputs that they
+    cannot be called with: an autoregressive cache is made with the whole sequence and then called a token at a time.
+    """
+    spy = Spy()
+    with keys.explained(), _watching(spy):
+        out, variables = call.init(keys.initial(), mutable=True)
+    traits = Traits(sown=frozenset(spy.sown))
+    for path, leaf in leaves(variables).items():
+        value, metadata = entry_of(leaf)
+        collection = _flat.split(path)[0]
+        ctx.write(at(where, path), value, kind_of(collection, traits.sows(path), **metadata))
+    kept = {col: tree for col, tree in variables.items() if col != RECORDED}
+    learned.expected = Expected.of(kept, spy.sown)
+    if learned.traits is None and any(not path.startswith("params/") for path in learned.expected.entries):
+        present = ctx.under(where) if where else dict(ctx.items())
+        run = _Run(ctx, where, memory, call, mutable, keys, learned, present, _kept(ctx, where, present))
+        with contextlib.suppress(Exception):  # The first call will say what is wrong, if it is made this way at all.
+            learned.traits = run.rehearse().traits
+    return out
+
+
+def _complete(
+    ctx: Context, where: str, call: Call, keys: Keys, learned: Learned, kinds: Mapping[str, Kind | None]
+) -> None:
+    """Makes the variables of a call that are not there yet; those that are stay as they are."""
+    spy = Spy()
+    with keys.explained(), _watching(spy):
+        learned.expected = Expected.of(call.abstract_init(keys.abstract(init=True)), spy.sown)
+    check_known(call, kinds, learned.expected, where)
+    missing = learned.expected.entries.keys() - kinds.keys()
+    if not missing:
+        return
+    with keys.explained():
+        _, variables = call.init(keys.initial())
+    for path, leaf in leaves(variables).items():
+        if path in missing:
+            value, metadata = entry_of(leaf)
+            ctx.write(at(where, path), value, kind_of(_flat.split(path)[0], **metadata))
+
+
+class _Run:
+    """One call over entries that are there."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        where: str,
+        memory: Memory,
+        call: Call,
+        mutable: Any,
+        keys: Keys,
+        learned: Learned,
+        present: Mapping[str, Any],
+        kinds: Mapping[str, Kind | None],
+    ):
+        self.ctx, self.where, self.memory, self.call, self.keys = ctx, where, memory, call, keys
+        self.mutable, self.learned, self.present, self.kinds = mutable, learned, present, kinds
+        self.traits = learned.traits or Traits()
+
+    def __call__(self) -> tuple[Any, Any]:
+        learned, kinds = self.learned, self.kinds
+        if learned.expected is None and needs_model(kinds):
+            learned.expected = self.memory.fitting(self.call, self.present) or self._expect()
+        if learned.expected is not None:
+            self._check_shapes(learned.expected)
+        if learned.traits is not None and self._checked():
+            try:
+                return self._apply(self.call, learned.traits, self.present, self.keys.draw(learned.traits.streams))
+            except (flax_errors.ModifyScopeVariableError, flax_errors.InvalidRngError):
+                pass  # The call goes another way than before, for reasons that its signature does not show.
+        return self._learn()
+
+    def _checked(self) -> bool:
+        """Whether there are no entries but those that such a call was found to be fine with."""
+        checked, paths = self.learned.checked, tuple(self.kinds)
+        if paths not in checked and self.learned.expected is not None:
+            check_known(self.call, paths, self.learned.expected, self.where)
+            checked.add(paths)
+        return paths in checked
+
+    def _learn(self) -> tuple[Any, Any]:
+        """Finds out what the call does, in abstract where it has state that it might modify, and runs it."""
+        if self._stateful():
+            settled = self.rehearse()
+            result = self._apply(self.call, settled.traits, self.present, self.keys.draw(settled.traits.streams))
+        else:
+            with self.keys.trial() as release:
+                keys = self.keys.draw(None)
+                settled = settle(
+                    lambda t: self._apply(self.call, t, self.present, keys), list(self.kinds), self.mutable is not None
+                )
+                release(settled.traits.streams)
+            result = settled.result
+        kept = [path for path in self.kinds if not settled.traits.sows(path)]
+        if self.learned.expected is None and not all(
+            any(_flat.under(path, variable) for variable in settled.touched) for path in kept
+        ):
+            self.learned.expected = self._expect()
+        if self.learned.expected is not None:
+            check_known(self.call, kept, self.learned.expected, self.where)
+        self.learned.traits = self.traits = settled.traits
+        self.learned.checked.add(tuple(self.kinds))
+        return result
+
+    def _stateful(self) -> bool:
+        return any(not path.startswith("params/") for path in self.kinds)
+
+    def rehearse(self) -> Settled:
+        """Finds out what the call does without running it, so that no attempt at it leaves anything in the trace."""
+        keys = self.keys.abstract(init=False)
+        entries = {path: self.present[path] for path in self.kinds}
+        found: list[Settled] = []
+
+        def dry(call: Call, entries: Mapping[str, Any], keys: Any) -> None:
+            settled = settle(lambda t: self._apply(call, t, entries, keys), list(entries), self.mutable is not None)
+            found.append(dataclasses.replace(settled, result=None))
+
+        self.call.abstract(dry, entries, keys)
+        return found[-1]
+
+    def _apply(self, call: Call, traits: Traits, entries: Mapping[str, Any], keys: Any) -> tuple[Any, Any]:
+        self.traits = traits
+        return call.apply(self._template(traits).build(entries), keys, self._filter(traits))
+
+    def _template(self, traits: Traits) -> Template:
+        key = self._shape_key(traits)
+        template = self.learned.templates.get(key)
+        if template is None:
+            kinds = {path: kind for path, kind in self.kinds.items() if not traits.sows(path)}
+            template = Template(kinds, self.learned.expected.parts if self.learned.expected else {})
+            self.learned.templates[key] = template
+        return template
+
+    def _shape_key(self, traits: Traits) -> Any:
+        return tuple(self.kinds.items()), traits.sown
+
+    def _filter(self, traits: Traits) -> Any:
+        mutable = self.mutable
+        if mutable is None:
+            return traits.mutable
+        if isinstance(mutable, (bool, DenyList)):
+            return mutable
+        return {mutable, *_recorded(traits)} if isinstance(mutable, str) else {*mutable, *_recorded(traits)}
+
+    def _expect(self) -> Expected:
+        spy = Spy()
+        with _watching(spy):
+            variables = self.call.abstract_init(self.keys.abstract(init=True))
+        return Expected.of(variables, spy.sown)
+
+    def _check_shapes(self, expected: Expected) -> None:
+        wrong = expected.misshapen(self.present)
+        if wrong:  # Perhaps another batch than the one that the expectation was made for.
+            wrong = self._expect().misshapen(self.present)
+        _flat.check_shapes([(at(self.where, path), value, want) for path, value, want in wrong])
+
+    def write(self, updates: Any) -> None:
+        """Writes what the call left in the mutable collections."""
+        for path, leaf in leaves(updates).items():
+            value, metadata = entry_of(leaf)
+            full = at(self.where, path)
+            if path in self.kinds and not self.traits.sows(path):
+                if value is not self.present[path] and "node" not in metadata:
+                    self.ctx.write(full, value)
+            elif self.traits.sows(path):
+                if "node" not in metadata or path not in self.present:
+                    self.ctx.write(full, value, kind_of(_flat.split(path)[0], True, **metadata))
+            elif self.ctx.create:
+                self.ctx.write(full, value, kind_of(_flat.split(path)[0], **metadata))
+            else:
+                raise MissingEntryError(
+                    f"{type(self.call.model).__name__} needs the entry {full!r} ({describe(value)}) and the state has"
+                    f" none.{hint(path, self.present)} {_remedy(self.where)}"
+                )
+
+    def explain(self, err: Exception) -> Exception:
+        """Returns the error that says in our words, with paths, what Linen found missing or misshapen."""
+        name = type(self.call.model).__name__
+        try:
+            expected = self._expect().entries
+        except Exception:  # The model cannot be initialised with these inputs; Linen's own words have to do.
+            expected = {}
+        missing = [path for path in expected if path not in self.present]
+        extra = [path for path in self.kinds if expected and path not in expected]
+        wrong = [
+            f"{at(self.where, path)!r}: got {describe(self.present[path])}, wanted {describe(want)}"
+            for path, want in expected.items()
+            if path in self.present and tuple(self.present[path].shape) != want.shape
+        ]
+        if isinstance(err, flax_errors.ScopeParamShapeError):
+            return EntryShapeError(
+                f"Entries of {name} do not have the shapes that its call with these inputs wants:\n"
+                + listing(wrong or [str(err)])
+                + "\nConvert the values, give the module the sizes they have, or check the shape of the inputs."
+            )
+        lines = [
+            f"missing {at(self.where, path)!r} ({describe(expected[path])}){hint(path, extra)}" for path in missing
+        ]
+        lines += [f"unexpected {at(self.where, path)!r}" for path in extra] if missing else []
+        return MissingEntryError(
+            f"The state lacks entries that {name} at {self.where!r} needs:\n"
+            + listing(lines or [str(err)])
+            + f"\n{_remedy(self.where)}"
+        )
+
+
+def _remedy(where: str) -> str:
+    return "Load them, or create them: state = bridges.init(fn)(state, *args, seed=0)" + (
+        f" with a function that calls {where!r} this way." if where else "."
+    )
+
+
+def _recorded(traits: Traits) -> set[str]:
+    return {RECORDED, *(_flat.split(path)[0] for path in traits.sown)}
+
+
+@contextlib.contextmanager
+def _watching(spy: Spy) -> Iterator[None]:
+    with nn.intercept_methods(spy):
+        yield
+
+
+@contextlib.contextmanager
+def _explained(run: _Run) -> Iterator[None]:
+    """Translates Linen's errors about variables and streams, which know nothing of the host."""
+    try:
+        with run.keys.explained():
+            yield
+    except _MISSING as err:
+        raise run.explain(err) from err
+    except flax_errors.ModifyScopeVariableError as err:
+        raise PermissionsError(
+            f"The call of {type(run.call.model).__name__} at {run.where!r} modifies the collection"
+            f" {modified_collection(err)!r}, and mutable={run.mutable!r} was passed. Add the collection, or leave mutable="
+            " out: what the call modifies is then written back."
+        ) from err
