@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bridges.core._context import Context
+from bridges.core._context import Context, context
 from bridges.core._errors import BridgeError
 from bridges.core._jaxpr import Traced, trace
 from bridges.core._rng import Streams, fold
-from bridges.core._transforms import Body, Effects
+from bridges.core._transforms import Body, Effects, prepare
 
 
 class _Step:
@@ -109,10 +109,8 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
 
 
 def _select(functions: list[Callable[..., Any]], operands: tuple[Any, ...], choose: Callable[..., Any]) -> Any:
-    bodies = [Body(fn) for fn in functions]
-    outer = bodies[0].outer
-    for body in bodies:
-        body.prepare(*operands)
+    outer = context()
+    prepare(functions, operands, {})
     steps = [_Step(fn, operands) for fn in functions]
     written = _begin(outer, {path: shape for step in steps for path, shape in step.written.items()})
 
@@ -184,10 +182,8 @@ def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], i
 
     `body_fun` may read, create and modify state; `cond_fun` may read it, and sees what the body modified.
     """
-    bodies = [Body(cond_fun), Body(body_fun)]
-    outer = bodies[0].outer
-    for body in bodies:
-        body.prepare(init_val)
+    outer = context()
+    prepare([cond_fun, body_fun], (init_val,), {})
     test = _Step(cond_fun, (init_val,), modify=False)
     step = _Step(body_fun, (init_val,), None if test.streams is None else test.streams.counters)
     counted = test.drawn or step.drawn

@@ -8,7 +8,7 @@ outputs, and writes them to the outer context. Where initial values must be real
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,23 +32,22 @@ class Body:
         self.outer = context()
         frame = current_frame()
         self.frame = frame if frame is not None else Frame(self.outer, None)
+        self.begin = frozenset(self.frame.names)
 
     def run(self, ctx: Context, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Runs the function in a child context, under the scope and the automatic names of the frame it came from."""
-        names = set(self.frame.names)
+        """Runs the function in a child context, under the scope and the automatic names of the frame it came from.
+
+        However often it runs, it takes the same names, and the frame goes on after them.
+        """
+        names = set(self.begin)
         with enter(Frame(ctx, self.frame.module, self.frame.scopes, self.frame.prefix, names)):
-            return self.fn(*args, **kwargs)
+            out = self.fn(*args, **kwargs)
+        self.frame.names |= names
+        return out
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Creates what the function needs, by running it inline once; its other effects are dropped."""
-        if not self.outer.create:
-            return
-        streams = self.outer.streams.fork() if self.outer.streams is not None else None
-        # The containers are copied, so that a function that empties its arguments does so once.
-        args, kwargs = jax.tree.map(lambda x: x, (args, kwargs))
-        child = self.outer.child(streams=streams)
-        self.run(child, args, kwargs)
-        self.outer.adopt(child.created)
+        prepare([self.fn], args, kwargs)
 
     def learn(self, *args: Any, **kwargs: Any) -> None:
         """Lets the function declare the kinds of entries that came without (a plain dictionary), by tracing it once."""
@@ -70,6 +69,22 @@ class Body:
         commit(self.outer, effects)
         if self.outer.streams is not None:
             self.outer.streams.join(streams)
+
+
+def prepare(functions: Sequence[Callable[..., Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Creates what functions that will run beside each other need, by running each inline once, creating only."""
+    outer, frame = context(), current_frame()
+    if not outer.create:
+        return
+    names = set() if frame is None else set(frame.names)
+    for fn in functions:
+        # The containers are copied, so that a function that empties its arguments does so once.
+        args, kwargs = jax.tree.map(lambda x: x, (args, dict(kwargs)))
+        child = outer.child(streams=outer.streams.fork() if outer.streams is not None else None)
+        Body(fn).run(child, args, kwargs)
+        outer.adopt(child.created)
+    if frame is not None:
+        frame.names &= names
 
 
 class Effects:
@@ -248,7 +263,7 @@ class _Where:
     """The Python side of a lifted jit call: everything that its trace depends on beside arrays."""
 
     def __init__(self, body: Body):
-        self.body = body
+        self.body: Body | None = body
         streams = body.outer.streams
         self.key = (
             id(body.frame.module), body.frame.scopes, body.frame.prefix, frozenset(body.frame.names),
@@ -263,14 +278,15 @@ class _Where:
         return isinstance(other, _Where) and self.key == other.key
 
 
-class _Counters:
-    """The counters of the streams after a compiled call, part of the tree structure so that a cached call has them."""
+class _After:
+    """The Python side after a compiled call, part of the tree structure so that a cached call has it: the counters of
+    the streams and the names taken."""
 
-    def __init__(self, counters: tuple[Any, ...] | None):
-        self.counters = counters
+    def __init__(self, counters: tuple[Any, ...] | None, names: frozenset[str]):
+        self.counters, self.names = counters, names
 
 
-jax.tree_util.register_pytree_node(_Counters, lambda c: ((), c.counters), lambda counters, _: _Counters(counters))
+jax.tree_util.register_pytree_node(_After, lambda a: ((), (a.counters, a.names)), lambda after, _: _After(*after))
 
 
 def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -288,17 +304,20 @@ def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[...
         ctx = outer.child(entries, streams, create=False)
         out = where.body.run(ctx, args, kwargs)
         counters = None if streams is None else tuple(sorted(streams.counters.items()))
-        return Effects.of(ctx), _Counters(counters), out
+        return Effects.of(ctx), _After(counters, frozenset(where.body.frame.names)), out
 
     def call(*args: Any, **kwargs: Any) -> Any:
         body = Body(fn)
         body.prepare(*args, **kwargs)
         outer = body.outer
         keys = None if outer.streams is None else outer.streams.keys
-        effects, counters, out = compiled(_Where(body), dict(outer.entries), keys, *args, **kwargs)
+        where = _Where(body)
+        effects, after, out = compiled(where, dict(outer.entries), keys, *args, **kwargs)
+        where.body = None  # JAX keeps the key for its cache: the context must not live on with it.
         commit(outer, effects)
+        body.frame.names |= after.names
         if outer.streams is not None:
-            outer.streams.join(Streams({}, dict(counters.counters)))
+            outer.streams.join(Streams({}, dict(after.counters)))
         return out
 
     return call
