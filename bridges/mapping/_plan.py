@@ -203,7 +203,7 @@ class Plan:
         out: dict[str, Any] = {}
         for item in self.items:
             out.update(zip(item.targets, item.forward([state[p] for p in item.sources]), strict=True))
-        return State(out, self.dst.kinds)
+        return State(out, self.dst.declared)
 
     def inverse(self, state: Mapping[str, Any]) -> State:
         """Returns the source's state for the target's: the same plan run backwards.
@@ -216,7 +216,7 @@ class Plan:
         out: dict[str, Any] = {}
         for item in self.items:
             out.update(zip(item.sources, item.inverse([state[p] for p in item.targets]), strict=True))
-        return State(out, self.src.kinds)
+        return State(out, self.src.declared)
 
     def optimizer(self, opt_state: Any, src_params: Any, dst_params: Any) -> Any:
         """Returns the native optax state of the target for that of the source.
@@ -319,7 +319,8 @@ class Plan:
 
 
 def _entries(state: State) -> dict[str, list[Any]]:
-    return {p: [str(x.dtype), list(x.shape), kind_type(state.kind(p)).__name__] for p, x in state.items()}
+    kinds = {p: kind_type(kind).__name__ for p, kind in state.declared.items()}
+    return {p: [str(x.dtype), list(x.shape), kinds.get(p)] for p, x in state.items()}
 
 
 def _dtype(name: str) -> Any:
@@ -330,10 +331,10 @@ def _dtype(name: str) -> Any:
 
 def _state(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> State:
     for path, (_, _, kind) in given.items():
-        if kind not in kinds:
+        if kind is not None and kind not in kinds:
             raise MappingError(f"{path!r} is of the kind {kind!r}: pass kinds={{{kind!r}: YourVariableSubclass}}.")
     entries = {path: Abstract(tuple(shape), _dtype(dtype)) for path, (dtype, shape, _) in given.items()}
-    return State(entries, {path: kinds[kind] for path, (_, _, kind) in given.items()})
+    return State(entries, {path: kinds[kind] for path, (_, _, kind) in given.items() if kind is not None})
 
 
 def _check(state: Mapping[str, Any], spec: State, end: str) -> None:

@@ -119,7 +119,7 @@ class _Planner:
         self.take(found)
         for n, (_, rule) in enumerate(rules):
             if n not in used and not rule.optional:
-                near = hint((rule.src or rule.dst)[0].text, self.ends[0] if rule.src else self.ends[1])
+                near = self.near((rule.src or rule.dst)[0].text, self.ends[0] if rule.src else self.ends[1])
                 self.problems.append(f"rule {rule} is unused: no entry of the {'source' if rule.src else 'target'} matches.{near}")
 
     def instance(self, rule: Rule, values: dict[str, Any], slots: Any, there: Any, level: int) -> _Match | None:
@@ -127,23 +127,25 @@ class _Planner:
         lacking = [rule.src[slot].format(values) for slot in range(len(rule.src)) if slot not in slots]
         if lacking:
             self.explained[0].update(path for pairs in slots.values() for _, path in pairs)
-            near = hint(lacking[0], self.ends[0])
+            near = self.near(lacking[0], self.ends[0])
             self.problems.append(f"rule {rule} also needs {', '.join(map(repr, lacking))}, which the source lacks.{near}")
             return None
         ends: list[tuple[str, ...]] = []
-        for number, pairs in zip(rule.indices if rule.dst else (None, None), (slots.get(0), there.get(0)), strict=True):
-            pairs = sorted(pairs or ())
-            if number and [n for n, _ in pairs] != list(range(pairs[0][0] if pairs else 0, (pairs[0][0] if pairs else 0) + len(pairs))):
-                self.problems.append(f"rule {rule}: {{{number}}} has gaps: {[n for n, _ in pairs]}")
+        indices = rule.indices if rule.dst else (None, None)
+        for number, pairs in zip(indices, (slots.get(0), there.get(0)), strict=True):
+            pairs = sorted(pairs or ()) if number else ()
+            numbers = [n for n, _ in pairs]
+            if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+                self.problems.append(f"rule {rule}: the numbers {{{number}}} have gaps: {numbers}")
             ends.append(tuple(path for _, path in pairs))
-        sources = ends[0] if rule.dst and rule.indices[0] else tuple(slots[s][0][1] for s in range(len(rule.src)))
+        sources = ends[0] if indices[0] else tuple(slots[slot][0][1] for slot in range(len(rule.src)))
         try:
-            targets = ends[1] if rule.dst and rule.indices[1] else tuple(t.format(values) for t in rule.dst)
+            targets = ends[1] if indices[1] else tuple(t.format(values) for t in rule.dst)
         except MappingError as err:
             self.problems.append(f"rule {rule} cannot place {sources[0]!r}: {err}")
             return None
         if rule.dst and not targets:
-            self.problems.append(f"rule {rule}: the target has no entry for it.{hint(rule.dst[0].text, self.ends[1])}")
+            self.problems.append(f"rule {rule}: the target has no entry for it.{self.near(rule.dst[0].text, self.ends[1])}")
             self.explained[0].update(sources)
             return None
         return _Match(rule, sources, targets, "rule" if rule.dst else "drop", level)
@@ -180,7 +182,7 @@ class _Planner:
             if path not in self.ends[1]:
                 origin = f"{' + '.join(map(repr, match.sources))} goes to" if match.sources else "a fill writes"
                 self.problems.append(
-                    f"{origin} {path!r} ({match.how}), which the target does not have.{hint(path, self.ends[1])}"
+                    f"{origin} {path!r} ({match.how}), which the target does not have.{self.near(path, self.ends[1])}"
                 )
                 self.explained[0].update(match.sources)
                 return
@@ -253,7 +255,7 @@ class _Planner:
                 self.pair(free[0].pop(module), free[1].pop(goal), "given")
             else:
                 self.problems.append(
-                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill.{hint(goal, free[1])}"
+                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill.{self.near(goal, free[1])}"
                 )
                 self.explained[0].update(free[0].pop(module).leaves)
         everything = {cut(p)[1] for p in self.ends[0]}
@@ -261,7 +263,7 @@ class _Planner:
             if n not in used and not any(_reaches(template, m) for m in everything):
                 self.problems.append(
                     f"[modules] {template.text!r} = {goal_template.text!r} is unused: the source has no such module."
-                    + hint(template.text, everything)
+                    + self.near(template.text, everything)
                 )
         return containers
 
@@ -366,9 +368,9 @@ class _Planner:
                 f"target {path!r} {describe(self.ends[1][path])} gets nothing: write a rule, or `fill` it.{self.near(path, rest[0])}"
             )
 
-    def near(self, path: str, others: list[str]) -> str:
+    def near(self, path: str, others: Iterable[str]) -> str:
         """Returns a hint; only for the first problems, since looking for near names takes time."""
-        return hint(path, others) if len(self.problems) < 100 else ""
+        return hint(path, others) if len(self.problems) < 10 else ""
 
     def item(self, match: _Match) -> Item | None:
         """Returns the match as an item of the plan, its shapes checked."""

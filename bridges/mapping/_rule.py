@@ -7,6 +7,7 @@ layer's own path `{m:module}`, with the hyperparameters in which both ends must 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ class Rule:
                     f" op {' or '.join(_MANY[end])}, or write the variable at both ends."
                 )
 
-    @property
+    @functools.cached_property
     def indices(self) -> tuple[str | None, str | None]:
         """The number that only the source has (its entries are stacked), and the one that only the target has."""
         ends = []

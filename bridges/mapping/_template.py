@@ -32,7 +32,7 @@ class Field:
     kind: str = "text"
     offset: int = 0
 
-    @property
+    @functools.cached_property
     def domain(self) -> str:
         """What the values are: `text`, `number` (`int` and `auto` write it differently), `path` or `module`."""
         return "number" if self.kind in ("int", "auto") else self.kind
@@ -46,17 +46,15 @@ class Field:
 
     def write(self, value: Any) -> str:
         """Returns the text of a value; the inverse of `read`."""
-        if self.domain != "number":
-            parts = str(value).split("/")
-            ok = isinstance(value, str) and (all(parts) if value else self.kind == "module")
-            if not ok or (self.kind == "text" and len(parts) > 1):
-                raise MappingError(f"{value!r} cannot stand for {{{self.name}:{self.kind}}}.")
-            return str(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value + self.offset < 0:
-            raise MappingError(f"{value!r} cannot stand for the number {{{self.name}}}: it must be an int from 0 on.")
-        number = value + self.offset
-        return str(number) if self.kind == "int" else f"_{number}" if number else ""
-
+        if self.kind in ("int", "auto"):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value + self.offset < 0:
+                raise MappingError(f"{value!r} cannot stand for the number {{{self.name}}}: it must be an int from 0 on.")
+            number = value + self.offset
+            return str(number) if self.kind == "int" else f"_{number}" if number else ""
+        parts = value.split("/") if isinstance(value, str) else ["", ""]
+        if not (all(parts) or (value == "" and self.kind == "module")) or (self.kind == "text" and len(parts) > 1):
+            raise MappingError(f"{value!r} cannot stand for {{{self.name}:{self.kind}}}.")
+        return value
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -65,7 +63,7 @@ class Segment:
     texts: tuple[str, ...]  # one more than fields
     fields: tuple[Field, ...]
 
-    @property
+    @functools.cached_property
     def wide(self) -> bool:
         """Whether it stands for a run of segments."""
         return bool(self.fields) and self.fields[0].kind in _WIDE
@@ -106,8 +104,8 @@ def _parse(text: str) -> tuple[Segment, ...]:
         name, offset, kind = found.groups()
         if name is None or (kind or "text") not in (*_PATTERN, *_WIDE):
             raise MappingError(
-                f"Template {text!r}: {text[found.start() :]!r} does not begin a variable. Write {{m}} (within a segment), {{i:int}},"
-                " {i:auto} ('', '_1', '_2', …), {m:path} (one or more segments) or {m:module} (none or more);"
+                f"Template {text!r}: {text[found.start() :]!r} does not begin a variable. Write {{m}} (within a segment),"
+                " {i:int}, {i:auto} ('', '_1', '_2', …), {m:path} (one or more segments) or {m:module} (none or more);"
                 " {{ and }} for the braces themselves."
             )
         field = Field(name, kind or "text", int(offset or 0))
@@ -201,16 +199,17 @@ class Template:
         Raises:
           MappingError: A variable has no value, or one that it cannot stand for.
         """
-        segments = []
-        for segment in self.segments:
-            missing = [f.name for f in segment.fields if f.name not in values]
-            if missing:
-                raise MappingError(f"Template {self.text!r} needs a value for {', '.join(missing)}.")
-            written = [f.write(values[f.name]) for f in segment.fields]
-            text = segment.texts[0] + "".join(w + t for w, t in zip(written, segment.texts[1:], strict=True))
-            if text or not segment.wide:
-                segments.append(text)
-        return "/".join(segments)
+        written = []
+        try:
+            for segment in self.segments:
+                text = segment.texts[0]
+                for field, after in zip(segment.fields, segment.texts[1:], strict=True):
+                    text += field.write(values[field.name]) + after
+                if text or not segment.wide:
+                    written.append(text)
+        except KeyError as err:
+            raise MappingError(f"Template {self.text!r} needs a value for {err}.") from err
+        return "/".join(written)
 
     def __str__(self) -> str:
         return self.text
@@ -276,6 +275,6 @@ class Index(Generic[T]):
                             self._walk(child, segments, at + 1, got + pairs, out)
         for field, child in node.wide.items():
             for end in range(at + _WIDE[field.kind], len(segments) + 1):
-                if end == len(segments) or child.literal or child.patterns:
+                if end == len(segments) or segments[end] in child.literal or child.patterns:
                     value = "/".join(segments[at:end])
                     self._walk(child, segments, end, (*got, (field.name, value)), out)
