@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
@@ -73,21 +73,22 @@ def private_haiku(draw: Draw | None) -> tuple[contextlib.AbstractContextManager[
     return _haiku_base.current_frame().rng_stack(_LazySequence(draw)), _haiku_base.MissingRNGError
 
 
-def drawing(draw: Draw | None) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context manager under which the current frame draws its keys from `draw`, or has none."""
-    return private_haiku(draw)[0]
+def drawing(draw: Draw | None, thunk: Thunk) -> Any:
+    """Returns what `thunk` returns, called in the current Haiku frame with keys drawn from `draw`, or with none."""
+    if draw is None:
+        return thunk()
+    with private_haiku(draw)[0]:
+        return thunk()
 
 
-@contextlib.contextmanager
-def seeds_explained(where: str, what: str) -> Iterator[None]:
-    """Turns Haiku's error for a missing key into a `SeedError` that names the part and the remedy."""
-    try:
-        yield
-    except private_haiku(None)[1] as err:
-        raise SeedError(
-            f"{where} draws random numbers {what}, and no seed was given. Pass one: seed=0 (or a key, or a dictionary of"
-            " streams) to bridges.init, bridges.pure or bridges.jit; rng or rngs to the verbs of haiku_adapter."
-        ) from err
+def explained(err: Exception, where: str, what: str) -> Exception:
+    """Returns a `SeedError` that names the part and the remedy for Haiku's error for a missing key; else the error."""
+    if not isinstance(err, private_haiku(None)[1]):
+        return err
+    return SeedError(
+        f"{where} draws random numbers {what}, and no seed was given. Pass one: seed=0 (or a key, or a dictionary of"
+        " streams) to bridges.init, bridges.pure or bridges.jit; rng or rngs to the verbs of haiku_adapter."
+    )
 
 
 _ACTIVE: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("bridges_haiku_watch", default=None)
@@ -99,14 +100,17 @@ class Watch:
     Enter it inside a Haiku frame. The hooks are called for the innermost watch only.
     """
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def run(self, thunk: Thunk) -> Any:
+        """Returns what `thunk` returns, called in the current Haiku frame with the hooks in place."""
         token = _ACTIVE.set(self)
         try:
+            hooks = self.hooks()
+            if not hooks:
+                return thunk()
             with contextlib.ExitStack() as stack:
-                for manager in self.hooks():
-                    stack.enter_context(manager)
-                yield
+                for hook in hooks:
+                    stack.enter_context(hook)
+                return thunk()
         finally:
             _ACTIVE.reset(token)
 
@@ -150,12 +154,12 @@ class Reader(Watch):
         self.created: dict[tuple[str, str], Any] = {}
 
     def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
-        return [
-            hk.custom_creator(self._creator(self._new_param)),
-            hk.custom_creator(self._creator(self._new_state), params=False, state=True),
-            hk.custom_getter(self._getter(self._got_param)),
-            hk.custom_getter(self._getter(self._got_state), params=False, state=True),
-        ]
+        hooks = [hk.custom_creator(self._creator(self._new_param)), hk.custom_getter(self._getter(self._got_param))]
+        if self._native[STATE]:
+            hooks.append(hk.custom_getter(self._getter(self._got_state), params=False, state=True))
+        if self._create:  # Without it, a state entry that Haiku makes is noticed among the new state.
+            hooks.append(hk.custom_creator(self._creator(self._new_state), params=False, state=True))
+        return hooks
 
     def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
         if hk.running_init():  # The code initialises something of its own, and does with it what it likes.
@@ -163,11 +167,9 @@ class Reader(Watch):
         raise self._missing(PARAMS, *where(context), shape, dtype)
 
     def _new_state(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
-        if hk.running_init():
-            return next_creator(shape, dtype, init)
-        if not self._create:
-            raise self._missing(STATE, *where(context), shape, dtype)
-        value = self.created[where(context)] = next_creator(shape, dtype, init)
+        value = next_creator(shape, dtype, init)
+        if not hk.running_init():
+            self.created[where(context)] = value
         return value
 
     def _got_param(self, value: Any, context: hk.GetterContext) -> Any:

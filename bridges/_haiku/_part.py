@@ -85,18 +85,10 @@ class Code(Part):
             super().check(method)
 
     def init(self, key: Any, method: str | None, args: Args, watch: Watch) -> Native:
-        def thunk() -> None:
-            with watch():
-                self._run(method, args)
-
-        return run_init(key, thunk)[0]
+        return run_init(key, lambda: watch.run(lambda: self._run(method, args)))[0]
 
     def apply(self, native: Native, draw: Draw | None, method: str | None, args: Args, watch: Watch) -> tuple[Any, Any]:
-        def thunk() -> Any:
-            with drawing(draw), watch():
-                return self._run(method, args)
-
-        return run_apply(native, thunk)
+        return run_apply(native, lambda: drawing(draw, lambda: watch.run(lambda: self._run(method, args))))
 
 
 class Pair(Part):
@@ -153,11 +145,7 @@ class Multi(Part):
 
 
 def _pair_init(pair: Any, stateful: bool, key: Any, args: Args, watch: Watch) -> Native:
-    def thunk() -> Any:
-        with watch():
-            return pair.init(key, *args[0], **args[1])
-
-    made = run_init(None, thunk)[1]
+    made = run_init(None, lambda: watch.run(lambda: pair.init(key, *args[0], **args[1])))[1]
     return (made[0], made[1]) if stateful else (made, {})
 
 
@@ -166,12 +154,7 @@ def _pair_apply(
 ) -> tuple[Any, Any]:
     variables = native if stateful else native[:1]
     key = (draw() if draw is not None else None,) if _takes_key(apply) else ()
-
-    def thunk() -> Any:
-        with watch():
-            return apply(*variables, *key, *args[0], **args[1])
-
-    out = run_apply(({}, {}), thunk)[0]
+    out = run_apply(({}, {}), lambda: watch.run(lambda: apply(*variables, *key, *args[0], **args[1])))[0]
     return out if stateful else (out, {})
 
 

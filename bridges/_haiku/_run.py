@@ -7,17 +7,18 @@ nothing; only entries that remain are compared with the structure found abstract
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from bridges._haiku._abstract import abstract_init
-from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, seeds_explained
+from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, explained
 from bridges._haiku._part import Args, Part
 from bridges._haiku._tree import PARAMS, STATE, Native, leaves, place
 from bridges.core import _flat
@@ -47,11 +48,13 @@ class Call:
       method: The method to call; None for the default one.
       args: Its arguments, positional and by keyword.
       where: What the part is called in errors.
+      prefix: What comes before the paths of its variables in errors: empty, or a path and a slash.
     """
 
     method: str | None
     args: Args
     where: str
+    prefix: str = ""
 
 
 Ran = tuple[Any, dict[str, Any], dict[str, Any]]
@@ -67,6 +70,7 @@ class Runner:
     def __init__(self, part: Part):
         self.part = part
         self._known: dict[str, tuple[int, ...]] = {}  # path -> shape, of entries seen to be right
+        self._seen: set[Any] = set()  # signatures of calls and entries that were seen to be right together
         self._trees: dict[Place, tuple[Any, list[str]]] = {}  # state leaves that are pytrees -> structure, paths
 
     def make(self, stored: Entries, key: Callable[[], Any] | None, call: Call) -> dict[str, Any]:
@@ -81,14 +85,16 @@ class Runner:
         first = None if key is None else key()
         if stored and first is not None:
             first = jax.random.fold_in(first, zlib.crc32((call.method or "__call__").encode()))
-        with seeds_explained(call.where, "to initialise itself"):
-            if self.part.has_init(call.method):
-                native = self.part.init(first, call.method, call.args, Watch())
-            else:
-                filler = Filler(self._nest(stored), _missing)
-                draw = None if first is None else lambda: first
+        if self.part.has_init(call.method):
+            native = init_explained(self.part, first, call)
+        else:
+            filler = Filler(self._nest(stored), _missing)
+            draw = None if first is None else lambda: first
+            try:
                 _, state = self.part.apply(self._nest(stored), draw, call.method, call.args, filler)
-                native = _made(filler, state)
+            except Exception as err:
+                _raise(explained(err, call.where, "to initialise itself"), err)
+            native = _made(filler, state)
         self._learn(native)
         return {path: value for path, value in leaves(*native).items() if path not in stored}
 
@@ -126,20 +132,30 @@ class Runner:
 
     def _attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool) -> Ran:
         native = self._nest(stored)
+        seen = _signature(stored, call)
+        if seen is not None and seen in self._seen:
+            with contextlib.suppress(Exception):  # What is wrong after all, the watched run finds.
+                out, state = self.part.apply(native, draw, call.method, call.args, Watch())
+                return out, self._changed(native[1], state, stored, set()), {}
         reader = Reader(native, _missing, create)
         try:
-            with seeds_explained(call.where, "in its call"):
-                out, state = self.part.apply(native, draw, call.method, call.args, reader)
+            out, state = self.part.apply(native, draw, call.method, call.args, reader)
         except BridgeError:
             raise
         except Exception as err:
+            if _lacks_state(err):
+                raise _Missing(str(err)) from err
             self._complain(self._problems(stored, call), call, err)
-            raise
-        changed = self._changed(native[1], state, stored, reader)
+            _raise(explained(err, call.where, "in its call"), err)
+        changed = self._changed(native[1], state, stored, reader.verified)
+        if not create and any(path not in stored for path in changed):
+            self._complain(self._problems(stored, call, True), call, None)
         self._verify(stored, reader, call)
         made: dict[str, Any] = {}
         for (module, leaf), value in reader.created.items():
             made.update(leaves({}, {module: {leaf: value}}))
+        if seen is not None and not made:
+            self._seen = {*self._seen, seen}
         return out, changed, made
 
     # Structure -------------------------------------------------------------------------------------------------------
@@ -173,7 +189,7 @@ class Runner:
         if found:
             self._trees = {**self._trees, **found}
 
-    def _changed(self, old: Any, new: Any, stored: Entries, reader: Reader) -> dict[str, Any]:
+    def _changed(self, old: Any, new: Any, stored: Entries, verified: set[Place]) -> dict[str, Any]:
         """Returns the state entries that a call wrote, by path, and notes which of them kept their shape."""
         changed: dict[str, Any] = {}
         for module, inner in new.items():
@@ -186,7 +202,7 @@ class Runner:
                 )
                 changed.update((p, v) for p, v in entries.items() if v is not stored.get(p))
                 if all(p in stored and np.shape(stored[p]) == np.shape(v) for p, v in entries.items()):
-                    reader.verified.add((STATE, module, leaf))
+                    verified.add((STATE, module, leaf))
         return changed
 
     def _verify(self, stored: Entries, reader: Reader, call: Call) -> None:
@@ -199,7 +215,7 @@ class Runner:
 
     def _problems(self, stored: Entries, call: Call, absent: bool = False) -> dict[str, list[str]]:
         """Returns what is wrong with the stored entries for a call, by sort, from its structure found abstractly."""
-        foreign = [f"unexpected {path!r}" for path in stored if place(path) is None]
+        foreign = [f"unexpected {call.prefix + path!r}." for path in stored if place(path) is None]
         try:
             native = abstract_init(self.part, call.method, call.args).native
         except Exception:  # The code cannot be initialised with these arguments, so nothing is known.
@@ -209,10 +225,13 @@ class Runner:
         missing = [p for p in wanted if p not in stored]
         unknown = [p for p in stored if p not in wanted] if self.part.whole else []
         shapes = [p for p, want in wanted.items() if p in stored and _differ(stored[p], want)]
+        at = call.prefix
         problems = {
-            "missing": [f"missing {p!r} ({describe(wanted[p])}).{hint(p, unknown)}" for p in missing if absent],
-            "shape": [f"{p!r} is {describe(abstract(stored[p]))}, and must be {describe(wanted[p])}" for p in shapes],
-            "unexpected": [f"unexpected {p!r}.{hint(p, missing)}" for p in unknown] or foreign,
+            "missing": [f"missing {at + p!r} ({describe(wanted[p])}).{hint(p, unknown)}" for p in missing if absent],
+            "shape": [
+                f"{at + p!r} is {describe(abstract(stored[p]))} and must be {describe(wanted[p])}." for p in shapes
+            ],
+            "unexpected": [f"unexpected {at + p!r}.{hint(p, missing)}" for p in unknown] or foreign,
         }
         return {sort: lines for sort, lines in problems.items() if lines}
 
@@ -239,6 +258,42 @@ class Runner:
 def _missing(collection: str, module: str, leaf: str, shape: Any, dtype: Any) -> Exception:
     text = f"missing {_path(module, leaf, collection)!r}"
     return _Missing(text if shape is None else f"{text} ({np.dtype(dtype).name}{list(shape)})")
+
+
+def init_explained(part: Part, key: Any, call: Call) -> Native:
+    """Returns what `part.init` returns; a missing key is a `SeedError`."""
+    try:
+        return part.init(key, call.method, call.args, Watch())
+    except Exception as err:
+        _raise(explained(err, call.where, "to initialise itself"), err)
+
+
+def _raise(err: Exception, cause: Exception) -> NoReturn:
+    """Raises the error, from the cause if that is another one."""
+    if err is cause:
+        raise err
+    raise err from cause
+
+
+def _signature(stored: Entries, call: Call) -> Any:
+    """Returns a value that is equal for calls and entries of the same shapes; None if there is none."""
+    found, tree = jax.tree.flatten(call.args)
+    signature = (
+        call.method,
+        tree,
+        tuple([getattr(x, "shape", x) for x in found]),
+        tuple([(path, getattr(value, "shape", None)) for path, value in stored.items()]),
+    )
+    try:
+        hash(signature)
+    except TypeError:
+        return None
+    return signature
+
+
+def _lacks_state(err: Exception) -> bool:
+    """Whether Haiku says that `hk.get_state` without an initialiser found nothing; no hook sees that."""
+    return isinstance(err, ValueError) and "perhaps set an init function?" in str(err)
 
 
 def _made(filler: Filler, state: Any) -> Native:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridges._haiku._abstract import abstract_init
-from bridges._haiku._frame import Watch, seeds_explained
 from bridges._haiku._part import Multi, Part, part_of
-from bridges._haiku._run import Call, Runner
+from bridges._haiku._run import Call, Runner, init_explained
 from bridges._haiku._tree import flatten, kind
 from bridges.core._errors import SeedError
 from bridges.core._spec import Spec
@@ -59,12 +58,11 @@ def init(model: Any, rng: Any, /, *args: Any, method: str | None = None, **kwarg
     part = part_of(model)
     _check(part, method)
     key = _pick(rng, ("params", "default"))
+    call = Call(method, (args, kwargs), part.name)
     if not part.has_init(method):
-        call = Call(method, (args, kwargs), part.name)
         made = Runner(part).make({}, None if key is None else lambda: key, call)
         return State(made, {path: kind(path, value) for path, value in made.items()})
-    with seeds_explained(part.name, "to initialise itself"):
-        return flatten(*part.init(key, method, (args, kwargs), Watch()))
+    return flatten(*init_explained(part, key, call))
 
 
 def apply(

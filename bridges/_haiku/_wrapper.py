@@ -82,7 +82,7 @@ class HaikuModule(Module):
         """
         runner, ctx, path = self._runner, context(), self.path
         method = None if method is None else str(method)
-        call = Call(method, (args, kwargs), repr(path))
+        call = Call(method, (args, kwargs), repr(path), path + SEPARATOR)
         if isinstance(runner.part, Multi) and runner.part.template_only and method is None and ctx.create:
             self._make(ctx, ctx.under(path), call)
             return None
