@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges.core._errors import (
+    CollisionError,
     ContextError,
     CreateError,
     EntryShapeError,
@@ -47,10 +48,10 @@ class Frame:
       module: The module whose method runs, None in a plain function.
       scopes: Segments entered with `scope` below the module (or below the root).
       prefix: What automatic names of modules made in this frame begin with (`'encode_'` in a method `encode`).
-      names: Names taken in this frame.
+      names: Names taken in this frame, relative to the module: those of modules made in a scope begin with it.
     """
 
-    __slots__ = ("context", "module", "scopes", "prefix", "names", "constructing")
+    __slots__ = ("context", "module", "scopes", "prefix", "names")
 
     def __init__(
         self,
@@ -59,14 +60,12 @@ class Frame:
         scopes: tuple[str, ...] = (),
         prefix: str = "",
         names: set[str] | None = None,
-        constructing: bool = False,
     ):
         self.context = context
         self.module = module
         self.scopes = scopes
         self.prefix = prefix
         self.names = set() if names is None else names
-        self.constructing = constructing
 
     @property
     def path(self) -> str:
@@ -288,6 +287,7 @@ class Context:
                     f"{hint(path, self._entries)} Create it first, state = bridges.init(fn)(state, *args, seed=0), or"
                     " pass create=True to the pure function."
                 )
+            self._check_parents(path)
             self.created[path] = value
             if self._order is not None:
                 bisect.insort(self._order, path)
@@ -298,6 +298,16 @@ class Context:
         return value
 
     __setitem__ = write
+
+    def _check_parents(self, path: str) -> None:
+        end = path.find(SEPARATOR)
+        while end >= 0:
+            if path[:end] in self._entries:
+                raise CollisionError(
+                    f"The state entry {path!r} would lie below {path[:end]!r}, which is an array itself: rename one of"
+                    " the two."
+                )
+            end = path.find(SEPARATOR, end + 1)
 
     def update(self, entries: Mapping[str, Any]) -> None:
         """Writes every entry of a mapping."""
@@ -385,9 +395,9 @@ class Context:
         return self.flags.get(name, default)
 
     def claim(self, module: Module) -> None:
-        """Raises a `NamingError` if another module made outside of the context has the same path."""
+        """Raises a `NamingError` if a module that lives outside of the context has the path of another module."""
         owner = self.owners.setdefault(module.path, module)
-        if owner is not module:
+        if owner is not module and (owner._outside or module._outside):
             raise NamingError(
                 f"Two modules have the path {module.path!r}: {owner!r} and {module!r}. They would share their entries."
                 " Give one of them a name: Net(…, name='other'), or pass one instance to both places to share it."
@@ -469,7 +479,7 @@ def scope(name: str) -> Iterator[str]:
     outer = _FRAME.get()
     if outer is None:
         outer = Frame(None, None)
-    with enter(Frame(outer.context, outer.module, (*outer.scopes, name), outer.prefix)) as frame:
+    with enter(Frame(outer.context, outer.module, (*outer.scopes, name), outer.prefix, outer.names)) as frame:
         yield frame.path
 
 

@@ -61,8 +61,8 @@ def collect(cls: type) -> dict[str, Field]:
         text = annotation if isinstance(annotation, str) else ""
         if typing.get_origin(annotation) is typing.ClassVar or annotation is typing.ClassVar or "ClassVar" in text:
             continue
-        if name == "name":
-            raise FieldError(f"{cls.__name__}: 'name' is every module's own keyword and cannot be a hyperparameter.")
+        if name in ("name", "path", "get", "put", "getm", "putm"):
+            raise FieldError(f"{cls.__name__}: {name!r} is every module's own and cannot be a hyperparameter.")
         own[name] = Field(name, vars(cls).get(name, REQUIRED), annotation, cls)
     for name, value in list(vars(cls).items()):
         if name in fields and name not in own and not isinstance(value, Field):
@@ -73,16 +73,19 @@ def collect(cls: type) -> dict[str, Field]:
     return {**fields, **own}
 
 
-def take(cls: type, fields: dict[str, Field], kwargs: dict[str, Any]) -> dict[str, Any]:
+def take(cls: type, fields: dict[str, Field], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Removes the hyperparameters from `kwargs` and returns their checked values, defaults filled in.
 
     Raises:
       FieldError: One is missing or has the wrong type.
     """
+    given = {name: kwargs.pop(name) for name in fields if name in kwargs}
     values = {}
     for name, field in fields.items():
-        value = kwargs.pop(name, field.default)
+        value = given.get(name, field.default)
         if value is REQUIRED:
+            if problem := unbound(cls, args, kwargs):
+                raise FieldError(unknown(cls, fields, kwargs, problem))
             raise FieldError(f"{cls.__name__} needs the hyperparameter {name!r}: {cls.__name__}({name}=…).")
         if value is not field.default and not matches(value, field.hint()):
             wanted = getattr(field.hint(), "__name__", None) or str(field.hint())
@@ -94,12 +97,27 @@ def take(cls: type, fields: dict[str, Field], kwargs: dict[str, Any]) -> dict[st
     return values
 
 
-def unknown(cls: type, fields: dict[str, Field], kwargs: dict[str, Any]) -> str:
-    """Returns the text for keywords that neither the hyperparameters nor `__init__` know."""
-    accepted = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]  # type: ignore[misc]
+def _signature(cls: type) -> inspect.Signature:
+    init = cls.__init__  # type: ignore[misc]
+    own = inspect.signature(init) if init is not object.__init__ else inspect.signature(lambda self: None)
+    return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+def unbound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Returns why `__init__` does not take these arguments, an empty string if it does."""
+    try:
+        _signature(cls).bind(*args, **kwargs)
+    except TypeError as err:
+        return str(err)
+    return ""
+
+
+def unknown(cls: type, fields: dict[str, Field], kwargs: dict[str, Any], problem: str) -> str:
+    """Returns the text for arguments that neither the hyperparameters nor `__init__` take."""
+    accepted = list(_signature(cls).parameters)
     return (
-        f"{cls.__name__} takes no such arguments: {', '.join(sorted(kwargs)) or 'positional ones'}."
-        + "".join(hint(name, [*fields, *accepted]) for name in sorted(kwargs))
+        f"{cls.__name__} takes no such arguments: {problem}. Hyperparameters are given by keyword."
+        + "".join(hint(name, [*fields, *accepted]) for name in sorted(kwargs) if name not in accepted)
         + f" Hyperparameters: {', '.join(fields) or 'none'}. Arguments of __init__: {', '.join(accepted) or 'none'}."
     )
 

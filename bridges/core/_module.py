@@ -20,7 +20,6 @@ from bridges.core import _fields
 from bridges.core._context import (
     Context,
     Frame,
-    as_leaf,
     check_name,
     context,
     current_frame,
@@ -30,6 +29,7 @@ from bridges.core._errors import (
     BridgeError,
     EntryShapeError,
     FieldError,
+    MissingEntryError,
     NamingError,
     StructureError,
     describe,
@@ -55,10 +55,14 @@ def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
     def wrapper(self: Module, *args: Any, **kwargs: Any) -> Any:
         outer = current_frame()
         running = outer.context if outer is not None else None
-        if running is not None and self._rooted:
+        if running is not None and self._unnamed is None:
             running.claim(self)
+        names = None
+        if outer is not None and outer.module is self and outer.prefix == prefix:
+            if getattr(type(self), method.__name__, None) is not wrapper:  # Called with `super()`: one set of names.
+                names = outer.names
         try:
-            with enter(Frame(running, self, prefix=prefix)), jax.named_scope(self.name):
+            with enter(Frame(running, self, (), prefix, names)), jax.named_scope(self._name or self._base_name):
                 return method(self, *args, **kwargs)
         except Exception as err:
             if not getattr(err, "_bridges_noted", False):
@@ -74,18 +78,17 @@ class ModuleType(type):
     """Collects the typed hyperparameters, lets every method enter its module's scope, and names new instances."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any):
-        if bases:
-            for key, value in list(namespace.items()):
-                if key.startswith("__") and key != "__call__":
-                    continue
-                prefix = "" if key == "__call__" else f"{key.strip('_')}_"
-                if inspect.isfunction(value) and not hasattr(value, "_scoped"):
-                    namespace[key] = _scoped(value, prefix)
-                elif isinstance(value, property) and value.fget is not None:
-                    scoped = [f and _scoped(f, prefix) for f in (value.fget, value.fset, value.fdel)]
-                    namespace[key] = property(*scoped, doc=value.__doc__)
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
         cls._all_fields = _fields.collect(cls) if bases else {}
+        for key, value in namespace.items() if bases else ():
+            if key in cls._all_fields or (key.startswith("__") and key != "__call__"):
+                continue
+            prefix = "" if key == "__call__" else f"{key.strip('_')}_"
+            if inspect.isfunction(value) and not hasattr(value, "_scoped"):
+                setattr(cls, key, _scoped(value, prefix))
+            elif isinstance(value, property):
+                scoped = [f and _scoped(f, prefix) for f in (value.fget, value.fset, value.fdel)]
+                setattr(cls, key, property(*scoped, doc=value.__doc__))
         return cls
 
     def __call__(cls, *args: Any, name: str | None = None, **kwargs: Any):
@@ -95,51 +98,65 @@ class ModuleType(type):
         fill(self, "_names", set())
         fill(self, "_structures", {})
         fill(self, "_path", None)
-        fill(self, "_fields", _fields.take(cls, cls._all_fields, kwargs))
+        fill(self, "_fields", _fields.take(cls, cls._all_fields, args, kwargs))
         frame = current_frame()
-        fill(self, "_frame", frame)
+        root = frame is None or (frame.context is None and frame.module is None)
+        fill(self, "_numbered", not root)
+        fill(self, "_outside", frame is None or frame.context is None)
+        # The place, without the context: a module may outlive the trace it was made in.
+        fill(self, "_frame", frame and Frame(None, frame.module, frame.scopes, frame.prefix, frame.names))
         fill(self, "_name", None)
-        fill(self, "_rooted", frame is None or (frame.context is None and frame.module is None))
         fill(self, "_base_name", cls._auto_name(args, kwargs) if name is None else "")
         if name is not None:
-            _reserve(frame, check_name(name))
-            fill(self, "_name", name)
-        with enter(Frame(frame.context if frame else None, self, names=self._names, constructing=True)):
+            if not root:
+                _reserve(self._frame, check_name(name))
+            fill(self, "_name", check_name(name))
+        elif frame is not None and frame.module is not None and frame.module._unnamed is not None:
+            frame.module._unnamed.append(self)
+        fill(self, "_unnamed", [])
+        with enter(Frame(frame.context if frame else None, self, names=self._names)):
             try:
                 self.__init__(*args, **kwargs)
             except TypeError as err:
-                try:
-                    inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-                except TypeError:
-                    raise FieldError(_fields.unknown(cls, cls._all_fields, kwargs)) from err
+                if problem := _fields.unbound(cls, args, kwargs):
+                    raise FieldError(_fields.unknown(cls, cls._all_fields, kwargs, problem)) from err
                 raise
+            for child in self._unnamed:  # Those that no attribute has named: in the order they were made.
+                child.name  # noqa: B018
+        fill(self, "_unnamed", None)
         return self
 
 
-def _reserve(frame: Frame | None, name: str) -> None:
+def _taken(frame: Frame, name: str) -> bool:
+    key = _relative(frame, name)
+    return key in frame.names or (frame.module is not None and key in frame.module._names)
+
+
+def _relative(frame: Frame, name: str) -> str:
+    return SEPARATOR.join((*frame.scopes, name))
+
+
+def _reserve(frame: Frame, name: str) -> None:
     """Takes a name in the frame in which a module is made."""
-    if frame is None or (frame.context is None and frame.module is None):
-        return
-    taken = name in frame.names or (frame.module is not None and name in frame.module._names)
-    if taken:
+    key = _relative(frame, name)
+    if _taken(frame, name) or (frame.module is not None and key in frame.module._children):
         raise NamingError(
             f"The name {name!r} is taken already under {frame.path!r}: two modules or entries would share it. Choose"
             " another name; to share a module, pass the same instance to both places."
         )
-    frame.names.add(name)
+    frame.names.add(key)
+    if frame.module is not None and frame.module._unnamed is not None:
+        frame.module._names.add(key)
 
 
-def _automatic(frame: Frame | None, base: str) -> str:
+def _automatic(frame: Frame, base: str) -> str:
     """Returns the first free of `base`, `base_1`, `base_2`, … in the frame, and takes it."""
-    if frame is None or (frame.context is None and frame.module is None):
-        return base
     base = frame.prefix + base
-    taken = frame.names | (frame.module._names if frame.module is not None else set())
     name, count = base, 0
-    while name in taken:
+    while _taken(frame, name):
         count += 1
         name = f"{base}_{count}"
-    frame.names.add(name)
+    _reserve(frame, name)
     return name
 
 
@@ -170,8 +187,10 @@ class Module(metaclass=ModuleType):
     _names: set[str]
     _structures: dict[str, Any]
     _fields: dict[str, Any]
-    _frame: Frame | None
-    _rooted: bool
+    _frame: Frame | None  # Where it was made, until its path is known; without the context.
+    _unnamed: list[Module] | None  # While `__init__` runs: the modules made in it that have no name.
+    _numbered: bool
+    _outside: bool
     _base_name: str
     _name: str | None
     _path: str | None
@@ -183,11 +202,13 @@ class Module(metaclass=ModuleType):
         return snake_case(cls.__name__)
 
     def __setattr__(self, key: str, value: Any) -> None:
+        if key in _INTERNAL:
+            raise NamingError(f"The attribute {key!r} is every module's own: choose another name for yours.")
         for name, child in _modules_in(key, value):
-            if child._name is None and child._frame is not None and child._frame.module is self:
-                free = name not in self._names and name not in child._frame.names
-                object.__setattr__(child, "_name", name if free else _automatic(child._frame, child._base_name))
-                self._names.add(child.name)
+            frame = child._frame
+            if child._name is None and frame is not None and frame.module is self and not _taken(frame, name):
+                _reserve(frame, name)
+                object.__setattr__(child, "_name", name)
         object.__setattr__(self, key, value)
 
     def __repr__(self) -> str:
@@ -198,7 +219,8 @@ class Module(metaclass=ModuleType):
     def name(self) -> str:
         """The last segment of the path."""
         if self._name is None:
-            object.__setattr__(self, "_name", _automatic(self._frame, self._base_name))
+            named = _automatic(self._frame, self._base_name) if self._numbered and self._frame else self._base_name
+            object.__setattr__(self, "_name", named)
         return self._name  # type: ignore[return-value]
 
     @property
@@ -297,7 +319,8 @@ class Module(metaclass=ModuleType):
     def _inside(self, base: str) -> Frame:
         frame = current_frame()
         scopes = tuple(base[len(self.path) + 1 :].split(SEPARATOR)) if base != self.path else ()
-        return Frame(frame.context if frame else None, self, scopes)
+        names = frame.names if frame is not None and frame.module is self else None
+        return Frame(frame.context if frame else None, self, scopes, names=names)
 
     def _adopt(self, key: str, child: Module) -> Module:
         return self._children.setdefault(key, child)
@@ -309,14 +332,15 @@ class Module(metaclass=ModuleType):
         return full
 
 
+_INTERNAL = frozenset(Module.__annotations__)
+
+
 def _modules_in(key: str, value: Any) -> list[tuple[str, Module]]:
+    """Returns the modules in an attribute's value, in nested lists, tuples and dictionaries too, with their names."""
     if isinstance(value, Module):
         return [(key, value)]
-    if type(value) in (list, tuple):
-        return [(f"{key}_{i}", item) for i, item in enumerate(value) if isinstance(item, Module)]
-    if type(value) is dict:
-        return [(f"{key}_{k}", item) for k, item in value.items() if isinstance(item, Module)]
-    return []
+    items = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
+    return [found for k, item in items for found in _modules_in(f"{key}_{k}", item)]
 
 
 def is_module_class(ctor: Any) -> bool:
@@ -351,8 +375,13 @@ def get_entry(
         if made is Module:
             return adopt(_construct(path, make))
         if below or not jax.tree.leaves(made):
-            structures[path] = made
+            structures[path] = _skeleton(made)
             return _assemble(ctx, path, made, kind)
+    if ctor is None and below:
+        raise MissingEntryError(
+            f"The state entry {path!r} is a tree with the leaves {', '.join([*ctx.under(path)][:5])}, …, and what"
+            " structure they have is not known yet: pass its constructor, self.get(name, constructor, *args)."
+        )
     if ctor is None:
         ctx.read(path)
     transient = kind is not None and issubclass(kind_type(kind), Intermediate)
@@ -417,7 +446,7 @@ def _assemble(ctx: Context, path: str, like: Any, kind: Kind | None) -> Any:
 def put_entry(ctx: Context, path: str, value: Any, kind: Kind | None, structures: dict[str, Any]) -> Any:
     """Writes an array, or a tree leaf by leaf, at a path; see `Module.put`."""
     structure = jax.tree.structure(value)
-    if jax.tree_util.treedef_is_leaf(structure):
+    if structure == _LEAF:
         if ctx.has_below(path):
             names = list(ctx.under(path))
             raise EntryShapeError(
@@ -432,17 +461,20 @@ def put_entry(ctx: Context, path: str, value: Any, kind: Kind | None, structures
         lines += [f"unexpected {n!r}" for n in flat if n not in present]
         raise EntryShapeError(
             f"The state entry {path!r} has another structure than the tree it was written with:\n"
-            + listing(lines or ["it is a single array"])
+            + listing(["it is a single array"] if path in ctx.entries else lines)
         )
     for name, leaf in flat.items():
         ctx.write(f"{path}{SEPARATOR}{name}", leaf, Variable if kind is None and not present else kind)
-    structures[path] = jax.tree.map(_shape, value)
+    structures[path] = _skeleton(value)
     return value
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    leaf = as_leaf("", leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+_LEAF = jax.tree.structure(0)
+
+
+def _skeleton(tree: Any) -> Any:
+    """Returns the tree without shapes: one module may serve states of different sizes."""
+    return jax.tree.map(lambda _: 0, tree)
 
 
 def get(name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **kwargs: Any) -> Any:

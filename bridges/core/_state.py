@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bridges.core._errors import CollisionError, FilterError, MissingEntryError, hint, listing
+from bridges.core._errors import CollisionError, FilterError, MissingEntryError, StructureError, hint, listing
 from bridges.core._flat import PathKey, under
 
 
@@ -209,6 +209,9 @@ class State(MutableMapping[str, Any]):
     ):
         given = dict(entries)
         known = {**(entries.declared if isinstance(entries, State) else {}), **(kinds or {})}
+        if any(not isinstance(path, str) for path in given):
+            wrong = next(path for path in given if not isinstance(path, str))
+            raise StructureError(f"An entry of a State has a path, a string; got {wrong!r}. Flatten nested trees first.")
         paths = tuple(sorted(given))
         self._layout = Layout(paths, tuple(known.get(p) for p in paths))
         self._values = [given[p] for p in paths]
