@@ -26,7 +26,7 @@ def _window(value: Any) -> Any:
 
 def _pairs(value: Any, one: Callable[[int], Any]) -> Any:
     if isinstance(value, str):
-        return value.upper()
+        return value.upper() if value.isidentifier() else UNKNOWN  # the name of a function of the sizes
     if isinstance(value, int):
         return (value, value)
     if not isinstance(value, (list, tuple)):
@@ -47,7 +47,18 @@ def _dimensions(value: Any) -> Any:
     return _pairs(value, lambda n: (n, n))
 
 
-FORMS: dict[str, Callable[[Any], Any]] = {"": _plain, "window": _window, "sides": _sides, "dimensions": _dimensions}
+def _channels(value: Any) -> Any:
+    """Haiku's data format: whether the channels come last."""
+    return value == "channels_last" or (isinstance(value, str) and value.endswith("C"))
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "": _plain,
+    "window": _window,
+    "sides": _sides,
+    "dimensions": _dimensions,
+    "channels": _channels,
+}
 
 
 def normal(hyper: Hyper, layer: Layer) -> Any:

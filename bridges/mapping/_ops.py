@@ -309,7 +309,8 @@ class Scale(_Each):
         return Scale(self.value, not self.divide, self.part)
 
     def loss(self, ins: list[Abstract], outs: list[Abstract]) -> str | None:
-        return None if abs(math.frexp(self.value)[0]) == 0.5 else f"rounding: {self}"
+        signed_zeros = any(jax.dtypes.issubdtype(x.dtype, np.complexfloating) for x in ins)
+        return None if abs(math.frexp(self.value)[0]) == 0.5 and not signed_zeros else f"rounding: {self}"
 
     def moment(self, power: int) -> Op | None:
         value = self.value**power
