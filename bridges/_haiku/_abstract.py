@@ -69,24 +69,22 @@ class _Recorder(Skeleton):
         self._made: dict[str, tuple[hk.Module, dict[str, Any]]] = {}
         self._prefixes: list[str] = []
 
-    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
-        return [*super().hooks(), hk.intercept_methods(self._constructed)]
-
-    def _constructed(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
-        lifts = context.method_name == "__call__" and type(context.module).__name__ == "LiftingModule"
-        if lifts:
-            self._prefixes.append(getattr(context.module, "prefix_name", ""))
-        try:
+    def _method(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+        if context.method_name == "__init__":
             out = next_fun(*args, **kwargs)
+            if hk.running_init():
+                bound = inspect.signature(type(context.module)).bind(*args, **kwargs)
+                bound.apply_defaults()
+                path = "/".join([p for p in self._prefixes if p] + [context.module.module_name])
+                self._made[path] = (context.module, dict(bound.arguments))
+            return out
+        if context.method_name != "__call__" or type(context.module).__name__ != "LiftingModule":
+            return super()._method(next_fun, args, kwargs, context)
+        self._prefixes.append(getattr(context.module, "prefix_name", ""))
+        try:
+            return next_fun(*args, **kwargs)
         finally:
-            if lifts:
-                self._prefixes.pop()
-        if context.method_name == "__init__" and hk.running_init():
-            bound = inspect.signature(type(context.module)).bind(*args, **kwargs)
-            bound.apply_defaults()
-            path = "/".join([p for p in self._prefixes if p] + [context.module.module_name])
-            self._made[path] = (context.module, dict(bound.arguments))
-        return out
+            self._prefixes.pop()
 
     def layers(self) -> dict[str, Layer]:
         layers = {}

@@ -23,6 +23,7 @@ from bridges.core._errors import SeedError
 Thunk = Callable[[], Any]
 Draw = Callable[[], jax.Array]
 Place = tuple[str, str, str]  # collection, module, leaf
+Missing = Callable[[str, str, Any, Any], Exception]  # of a parameter's module, leaf, shape and dtype
 
 # The one Haiku function of the project: it runs what it is given inside a frame.
 _RUN = hk.transform_with_state(lambda thunk: thunk())
@@ -104,33 +105,18 @@ class Watch:
         """Returns what `thunk` returns, called in the current Haiku frame with the hooks in place."""
         token = _ACTIVE.set(self)
         try:
-            hooks = self.hooks()
-            if not hooks:
-                return thunk()
-            with contextlib.ExitStack() as stack:
-                for hook in hooks:
-                    stack.enter_context(hook)
-                return thunk()
+            return self.hooked(thunk)
         finally:
             _ACTIVE.reset(token)
 
-    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
-        """Returns the context managers that install the hooks."""
-        return []
+    def hooked(self, thunk: Thunk) -> Any:
+        """Installs the hooks and returns what `thunk` returns."""
+        return thunk()
 
-    def _creator(self, create: Callable[..., Any]) -> Callable[..., Any]:
-        def creator(next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
-            if _ACTIVE.get() is not self:
-                return next_creator(shape, dtype, init)
-            return create(next_creator, shape, dtype, init, context)
-
-        return creator
-
-    def _getter(self, get: Callable[..., Any]) -> Callable[..., Any]:
-        def getter(next_getter: Any, value: Any, context: hk.GetterContext) -> Any:
-            return next_getter(value if _ACTIVE.get() is not self else get(value, context))
-
-        return getter
+    @property
+    def active(self) -> bool:
+        """Whether the code that runs is what this watches, and not another part inside of it."""
+        return _ACTIVE.get() is self
 
 
 def where(context: hk.GetterContext) -> tuple[str, str]:
@@ -146,48 +132,40 @@ class Reader(Watch):
       verified: The stored entries that were seen to have the shape that the code asks for.
     """
 
-    def __init__(self, native: Native, missing: Callable[[str, str, str, Any, Any], Exception], create: bool):
-        self._native = {PARAMS: native[0], STATE: native[1]}
+    def __init__(self, native: Native, missing: Missing, create: bool):
+        self._params, self._state = native
         self._missing = missing
         self._create = create
         self.verified: set[Place] = set()
         self.created: dict[tuple[str, str], Any] = {}
 
-    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
-        hooks = [hk.custom_creator(self._creator(self._new_param)), hk.custom_getter(self._getter(self._got_param))]
-        if self._native[STATE]:
-            hooks.append(hk.custom_getter(self._getter(self._got_state), params=False, state=True))
-        if self._create:  # Without it, a state entry that Haiku makes is noticed among the new state.
-            hooks.append(hk.custom_creator(self._creator(self._new_state), params=False, state=True))
-        return hooks
+    def hooked(self, thunk: Thunk) -> Any:
+        with hk.custom_creator(self._new_param), hk.custom_getter(self._got, state=bool(self._state)):
+            if not self._create:  # A state entry that Haiku makes is noticed among the new state.
+                return thunk()
+            with hk.custom_creator(self._new_state, params=False, state=True):
+                return thunk()
 
     def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
-        if hk.running_init():  # The code initialises something of its own, and does with it what it likes.
+        if hk.running_init() or not self.active:  # The code initialises something of its own, as it likes.
             return next_creator(shape, dtype, init)
-        raise self._missing(PARAMS, *where(context), shape, dtype)
+        raise self._missing(*where(context), shape, dtype)
 
     def _new_state(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
         value = next_creator(shape, dtype, init)
-        if not hk.running_init():
+        if self.active and not hk.running_init():
             self.created[where(context)] = value
         return value
 
-    def _got_param(self, value: Any, context: hk.GetterContext) -> Any:
-        # Haiku itself compares the shape, after other getters.
-        self._got(PARAMS, value, context, True)
-        return value
-
-    def _got_state(self, value: Any, context: hk.GetterContext) -> Any:
-        shape = context.original_shape
-        fits = shape is not None and hasattr(value, "shape") and tuple(shape) == tuple(value.shape)
-        self._got(STATE, value, context, fits)
-        return value
-
-    def _got(self, collection: str, value: Any, context: hk.GetterContext, fits: bool) -> None:
-        module, leaf = where(context)
-        bundle = self._native[collection].get(module)
-        if fits and bundle is not None and bundle.get(leaf) is value:
-            self.verified.add((collection, module, leaf))
+    def _got(self, next_getter: Any, value: Any, context: hk.GetterContext) -> Any:
+        if self.active:
+            module, leaf = where(context)
+            if self._params.get(module, {}).get(leaf) is value:  # Haiku compares the shape, after other getters.
+                self.verified.add((PARAMS, module, leaf))
+            elif self._state.get(module, {}).get(leaf) is value and hasattr(value, "shape"):
+                if context.original_shape is not None and tuple(context.original_shape) == tuple(value.shape):
+                    self.verified.add((STATE, module, leaf))
+        return next_getter(value)
 
 
 class Filler(Reader):
@@ -201,14 +179,14 @@ class Filler(Reader):
       created: The state entries that were made, by (module, leaf), as they were made.
     """
 
-    def __init__(self, native: Native, missing: Callable[[str, str, str, Any, Any], Exception], abstract: bool = False):
+    def __init__(self, native: Native, missing: Missing, abstract: bool = False):
         super().__init__(native, missing, create=True)
         self._abstract = abstract
         self.params: dict[tuple[str, str], Any] = {}
 
     def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
         init = zeros if self._abstract else init
-        if hk.running_init():
+        if hk.running_init() or not self.active:
             return next_creator(shape, dtype, init)
         place = where(context)
         if place not in self.params:
@@ -218,10 +196,10 @@ class Filler(Reader):
             self.params[place] = value
         return hk.DO_NOT_STORE
 
-    def _got_param(self, value: Any, context: hk.GetterContext) -> Any:
-        if value is hk.DO_NOT_STORE:
-            return self.params.get(where(context), value)
-        return super()._got_param(value, context)
+    def _got(self, next_getter: Any, value: Any, context: hk.GetterContext) -> Any:
+        if self.active and value is hk.DO_NOT_STORE:
+            value = self.params.get(where(context), value)
+        return super()._got(next_getter, value, context)
 
 
 class Skeleton(Watch):
@@ -230,22 +208,21 @@ class Skeleton(Watch):
     State initialisers do run, abstractly: what a state entry holds (its shape, its tree) only they know.
     """
 
-    def hooks(self) -> list[contextlib.AbstractContextManager[Any]]:
-        return [hk.custom_creator(self._creator(self._new_param)), hk.intercept_methods(train_batch_norm)]
+    def hooked(self, thunk: Thunk) -> Any:
+        with hk.custom_creator(self._new_param), hk.intercept_methods(self._method):
+            return thunk()
 
-    @staticmethod
-    def _new_param(next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+    def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
         return next_creator(shape, dtype, zeros)
+
+    def _method(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+        if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__" and hk.running_init():
+            # Only in training mode does it make its state.
+            args = (args[0], True, *args[2:]) if len(args) > 1 else args
+            kwargs = {**kwargs, "is_training": True} if len(args) < 2 else kwargs
+        return next_fun(*args, **kwargs)
 
 
 def zeros(shape: Any, dtype: Any) -> jax.Array:
     """Returns zeros: an initialiser that draws nothing."""
     return jax.numpy.zeros(shape, dtype)
-
-
-def train_batch_norm(next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
-    """Runs every BatchNorm in training mode: only then does it make its state."""
-    if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__" and hk.running_init():
-        args = (args[0], True, *args[2:]) if len(args) > 1 else args
-        kwargs = {**kwargs, "is_training": True} if len(args) < 2 else kwargs
-    return next_fun(*args, **kwargs)

@@ -63,16 +63,15 @@ class Code(Part):
     def __init__(self, make: Callable[..., Any] | None, call: Callable[..., Any] | None, name: str, cls: Any = None):
         self.name = name
         self._make, self._call, self._cls = make, call, cls
-        public = [m for m in dir(cls) if m not in _BASE_METHODS and not m.startswith("_")] if cls is not None else []
-        self.methods = tuple(m for m in public if _is_method(cls, m))
-        self.whole = not any(callable(inspect.getattr_static(cls, m)) for m in self.methods)
+        self.methods, self.whole = ((), True) if cls is None else _methods(cls)
 
     def _run(self, method: str | None, args: Args) -> Any:
         if self._make is None:
             return self._call(*args[0], **args[1])  # type: ignore[misc]
-        module = self._make()
-        found = module if method is None else getattr(module, method)
-        return found(*args[0], **args[1]) if method is None or callable(found) else found
+        if method is None:
+            return self._make()(*args[0], **args[1])
+        found = getattr(self._make(), method)
+        return found(*args[0], **args[1]) if callable(found) else found
 
     def is_property(self, method: str) -> bool:
         """Whether this method is a property, to be read and not called."""
@@ -88,6 +87,8 @@ class Code(Part):
         return run_init(key, lambda: watch.run(lambda: self._run(method, args)))[0]
 
     def apply(self, native: Native, draw: Draw | None, method: str | None, args: Args, watch: Watch) -> tuple[Any, Any]:
+        if draw is None:
+            return run_apply(native, lambda: watch.run(lambda: self._run(method, args)))
         return run_apply(native, lambda: drawing(draw, lambda: watch.run(lambda: self._run(method, args))))
 
 
@@ -207,6 +208,13 @@ def part_of(part: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | N
 def _called(part: Any, otherwise: str = "") -> str:
     name = getattr(part, "__name__", "") or getattr(getattr(part, "func", None), "__name__", "") or type(part).__name__
     return name if name.isidentifier() else otherwise or "Haiku"
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _methods(cls: type) -> tuple[tuple[str, ...], bool]:
+    """Returns a module class's public methods and properties, and whether its call is its only method."""
+    public = [m for m in dir(cls) if m not in _BASE_METHODS and not m.startswith("_") and _is_method(cls, m)]
+    return tuple(public), not any(callable(inspect.getattr_static(cls, m)) for m in public)
 
 
 def _is_method(cls: Any, name: str) -> bool:

@@ -123,16 +123,17 @@ class Runner:
             self._complain(problems or {"missing": [str(err)]}, call, err)
             raise
 
-    def attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran | None:
+    def attempt(self, stored: Entries, draw: Draw | None, call: Call) -> Ran | None:
         """Returns what `run` returns, or None if the code asks for what is not stored."""
         try:
-            return self._attempt(stored, draw, call, create)
+            return self._attempt(stored, draw, call, False)
         except _Missing:
             return None
 
     def _attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool) -> Ran:
         native = self._nest(stored)
-        seen = _signature(stored, call)
+        shapes = {path: getattr(value, "shape", ()) for path, value in stored.items()}
+        seen = _signature(shapes, call)
         if seen is not None and seen in self._seen:
             with contextlib.suppress(Exception):  # What is wrong after all, the watched run finds.
                 out, state = self.part.apply(native, draw, call.method, call.args, Watch())
@@ -148,9 +149,12 @@ class Runner:
             self._complain(self._problems(stored, call), call, err)
             _raise(explained(err, call.where, "in its call"), err)
         changed = self._changed(native[1], state, stored, reader.verified)
-        if not create and any(path not in stored for path in changed):
-            self._complain(self._problems(stored, call, True), call, None)
-        self._verify(stored, reader, call)
+        new = [] if create else [path for path in changed if path not in stored]
+        if new:
+            raise _Missing(", ".join(f"missing {call.prefix + path!r} ({describe(changed[path])})" for path in new))
+        if any(shapes[p] != self._known.get(p) for p in stored if place(p) not in reader.verified):
+            self._complain(self._problems(stored, call), call, None)
+        self._known.update(shapes)
         made: dict[str, Any] = {}
         for (module, leaf), value in reader.created.items():
             made.update(leaves({}, {module: {leaf: value}}))
@@ -205,14 +209,6 @@ class Runner:
                     verified.add((STATE, module, leaf))
         return changed
 
-    def _verify(self, stored: Entries, reader: Reader, call: Call) -> None:
-        """Raises if an entry that the run did not show to be in order is not."""
-        right = reader.verified
-        open_ = [path for path in stored if place(path) not in right]
-        if any(self._known.get(path) != tuple(np.shape(stored[path])) for path in open_):
-            self._complain(self._problems(stored, call), call, None)
-        self._known.update((path, tuple(np.shape(value))) for path, value in stored.items())
-
     def _problems(self, stored: Entries, call: Call, absent: bool = False) -> dict[str, list[str]]:
         """Returns what is wrong with the stored entries for a call, by sort, from its structure found abstractly."""
         foreign = [f"unexpected {call.prefix + path!r}." for path in stored if place(path) is None]
@@ -255,9 +251,8 @@ class Runner:
         ) from cause
 
 
-def _missing(collection: str, module: str, leaf: str, shape: Any, dtype: Any) -> Exception:
-    text = f"missing {_path(module, leaf, collection)!r}"
-    return _Missing(text if shape is None else f"{text} ({np.dtype(dtype).name}{list(shape)})")
+def _missing(module: str, leaf: str, shape: Any, dtype: Any) -> Exception:
+    return _Missing(f"missing {_path(module, leaf, PARAMS)!r} ({describe(jax.ShapeDtypeStruct(shape, dtype))})")
 
 
 def init_explained(part: Part, key: Any, call: Call) -> Native:
@@ -275,14 +270,14 @@ def _raise(err: Exception, cause: Exception) -> NoReturn:
     raise err from cause
 
 
-def _signature(stored: Entries, call: Call) -> Any:
+def _signature(shapes: Mapping[str, Any], call: Call) -> Any:
     """Returns a value that is equal for calls and entries of the same shapes; None if there is none."""
     found, tree = jax.tree.flatten(call.args)
     signature = (
         call.method,
         tree,
         tuple([getattr(x, "shape", x) for x in found]),
-        tuple([(path, getattr(value, "shape", None)) for path, value in stored.items()]),
+        tuple(shapes.items()),
     )
     try:
         hash(signature)

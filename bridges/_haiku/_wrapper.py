@@ -89,7 +89,7 @@ class HaikuModule(Module):
         runner.part.check(method)
         draw = _once(lambda: ctx.draw(_stream(ctx), path)) if ctx.has_seed else None
         stored = ctx.under(path)
-        done = runner.attempt(stored, draw, call, create=True) if ctx.create and stored else None
+        done = runner.attempt(stored, draw, call) if ctx.create and stored else None
         if ctx.create and done is None:
             self._make(ctx, stored, call)
             stored = ctx.under(path)
