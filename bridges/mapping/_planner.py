@@ -344,10 +344,8 @@ class _Planner:
                 continue
             if agree.dst.name:
                 remedy = f"pass {agree.dst.name}={values[0]!r} there"
-            elif agree.src.name:
-                remedy = f"only a source with {agree.src.name}={values[1]!r} can be carried"
             else:
-                remedy = "the two layers cannot be made to agree"
+                remedy = f"the target has no such setting: change the source's {agree.src.name or 'layer'}"
             effect = f" {agree.effect}" if agree.effect else ""
             self.problems.append(f"{text}: {remedy}.{effect} To accept it: accept = {{ {dst!r} = ['{agree.name}'] }}")
 
@@ -359,14 +357,17 @@ class _Planner:
             [p for p in self.ends[0] if p not in self.sources and p not in self.explained[0]],
             [p for p in self.ends[1] if p not in self.targets and p not in self.explained[1]],
         )
-        for path in rest[0]:
-            self.problems.append(
-                f"source {path!r} {describe(self.ends[0][path])} has no rule: write one, or `drop` it.{self.near(path, rest[1])}"
-            )
-        for path in rest[1]:
-            self.problems.append(
-                f"target {path!r} {describe(self.ends[1][path])} gets nothing: write a rule, or `fill` it.{self.near(path, rest[0])}"
-            )
+        lacks = ("source", "has no rule: write one, or `drop` it"), ("target", "gets nothing: write a rule, or `fill` it")
+        for end, (name, lack) in enumerate(lacks):
+            for path in rest[end]:
+                what = f"{name} {path!r} {describe(self.ends[end][path])}{self.unknown(end, path)}"
+                self.problems.append(f"{what} {lack}.{self.near(path, rest[1 - end])}")
+
+    def unknown(self, end: int, path: str) -> str:
+        """Returns ` (…)` if the leaf is of a layer that the mapping has no row for."""
+        layer = (self.src, self.dst)[end].layers.get(cut(path)[1])
+        known = {t for row in self.rows for t in (row.dst if end else row.src)}
+        return f" (the layer {layer.type} has no convention here)" if layer and self.rows and layer.type not in known else ""
 
     def near(self, path: str, others: Iterable[str]) -> str:
         """Returns a hint; only for the first problems, since looking for near names takes time."""
