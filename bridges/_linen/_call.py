@@ -53,9 +53,9 @@ class Call:
         """Returns the output and the variables that Linen's own `init_with_output` gives."""
         return nn.init_with_output(self.run, self.model, mutable=mutable)(rngs)
 
-    def apply(self, variables: Any, rngs: Mapping[str, Any] | None, mutable: Any) -> tuple[Any, Any]:
+    def apply(self, variables: Any, rngs: dict[str, Any] | None, mutable: Any) -> tuple[Any, Any]:
         """Returns the output and the variables of the mutable collections after the call."""
-        module = self.model.bind(variables, rngs=rngs, mutable=mutable)
+        module: Any = self.model.bind(variables, rngs=rngs, mutable=mutable)
         out = self.run(module)
         return out, {} if mutable is False else module.scope.mutable_variables()
 
@@ -72,8 +72,7 @@ class Call:
 
     def abstract_init(self, rngs: Rngs = None) -> Any:
         """Returns the variables that `init` would create, as `jax.ShapeDtypeStruct`; of `rngs` only names matter."""
-        key = abstract_key()
-        keys = {name: key for name in rngs} if isinstance(rngs, Mapping) else {"params": key}
+        keys = dict.fromkeys(("params", *(rngs if isinstance(rngs, Mapping) else ())), abstract_key())
         return self.abstract(lambda call, keys: call.init(keys)[1], keys)
 
     def signature(self) -> Any:

@@ -36,12 +36,9 @@ class Keys:
         """Returns the keys for one call: of the streams wanted, or of all (None)."""
         return self.rngs
 
-    def abstract(self, init: bool) -> dict[str, Any] | None:
-        """Returns what stands for the keys where nothing is computed; for `init` there is always one."""
-        names = tuple(self.rngs or ())
-        if init:
-            names = (*names, *({"params"} - set(names)))
-        return dict.fromkeys(names, abstract_key()) if names else None
+    def abstract(self) -> dict[str, Any] | None:
+        """Returns what stands for the keys of a call where nothing is computed."""
+        return dict.fromkeys(self.rngs, abstract_key()) if self.rngs else None
 
     @contextmanager
     def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
@@ -97,11 +94,8 @@ class HostKeys(Keys):
             names = tuple(name for name in names if name in chosen)
         return {name: self.ctx.draw(name, self.where) for name in names}
 
-    def abstract(self, init: bool) -> dict[str, Any] | None:
-        names = (self._names() or ("params",)) if self.ctx.has_seed else ()
-        if init:
-            names = (*names, *({"params"} - set(names)))
-        return dict.fromkeys(names, abstract_key()) if names else None
+    def abstract(self) -> dict[str, Any] | None:
+        return dict.fromkeys(self._names() or ("params",), abstract_key()) if self.ctx.has_seed else None
 
     @contextmanager
     def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:

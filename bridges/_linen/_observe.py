@@ -82,7 +82,7 @@ class Spy:
                 object.__setattr__(module, name, functools.partial(_noted, note, module, getattr(module, name)))
 
 
-def _noted(note: Callable[..., None], module: nn.Module, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _noted(note: Callable[..., None], module: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with contextlib.suppress(TypeError):  # An override with another signature: nothing is learned from it.
         note(module.scope.path, *args, **kwargs)
     return method(*args, **kwargs)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import errors as flax_errors
 from flax import linen as nn
 from flax.core import DenyList
@@ -58,9 +59,13 @@ class Learned:
 
 
 class Memory:
-    """What one wrapper has learned; only ever grows, so that threads may share it."""
+    """What one wrapper has learned. Threads may share it: it is only added to, or begun anew when it has grown large.
+
+    A copy of a wrapper learns for itself.
+    """
 
     __slots__ = ("calls",)
+    MOST = 512  # A call with a Python number that changes every time is a new one every time.
 
     def __init__(self) -> None:
         self.calls: dict[Any, Learned] = {}
@@ -69,7 +74,12 @@ class Memory:
         """Returns what is known about calls such as this."""
         signature = call.signature()
         key = (signature, mutable if mutable is None or isinstance(mutable, (bool, str)) else repr(mutable))
+        if len(self.calls) > self.MOST:
+            self.calls = {}
         return Learned() if signature is None else self.calls.setdefault(key, Learned())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Memory, ()
 
     def fitting(self, call: Call, entries: Mapping[str, Any]) -> Expected | None:
         """Returns an expectation of the same method that these entries meet, whatever the inputs' shapes were."""
@@ -77,7 +87,7 @@ class Memory:
             expected = learned.expected
             if expected is None or key[0][0] != call.method or not expected.entries.keys() <= entries.keys():
                 continue
-            if all(tuple(entries[path].shape) == want.shape for path, want in expected.entries.items()):
+            if all(np.shape(entries[path]) == want.shape for path, want in expected.entries.items()):
                 return expected
         return None
 
@@ -110,15 +120,22 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, mu
     return out
 
 
-def _kept(ctx: Context, where: str, present: Mapping[str, Any]) -> dict[str, Kind | None]:
-    """Returns the kinds of the entries that a call is given: all below a collection that no earlier call recorded."""
+def _kept(ctx: Context, where: str, present: Mapping[str, Any]) -> dict[str, Kind]:
+    """Returns the kinds of the entries that a call is given: all below a collection that no earlier call recorded.
+
+    Entries that came without a kind (from a plain dictionary) are declared to be what their collection says.
+    """
     prefix = where + _flat.SEPARATOR if where else ""
-    kinds: dict[str, Kind | None] = {}
+    kinds: dict[str, Kind] = {}
     for path in present:
-        if _flat.SEPARATOR not in path or path.startswith(RECORDED + _flat.SEPARATOR):
-            continue
-        kind = ctx.kind(prefix + path)
-        if kind is None or not issubclass(kind_type(kind), Intermediate):
+        collection, _, rest = path.partition(_flat.SEPARATOR)
+        if not rest:
+            continue  # An entry of the wrapper itself.
+        kind = ctx.declared(prefix + path)
+        if kind is None:
+            kind = kind_of(_flat.unescape(collection))
+            ctx.declare(prefix + path, kind)
+        if collection != RECORDED and not issubclass(kind_type(kind), Intermediate):
             kinds[path] = kind
     return kinds
 
@@ -147,13 +164,11 @@ def _create(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, le
     return out
 
 
-def _complete(
-    ctx: Context, where: str, call: Call, keys: Keys, learned: Learned, kinds: Mapping[str, Kind | None]
-) -> None:
+def _complete(ctx: Context, where: str, call: Call, keys: Keys, learned: Learned, kinds: Mapping[str, Kind]) -> None:
     """Makes the variables of a call that are not there yet; those that are stay as they are."""
     spy = Spy()
     with keys.explained(), _watching(spy):
-        learned.expected = Expected.of(call.abstract_init(keys.abstract(init=True)), spy.sown)
+        learned.expected = Expected.of(call.abstract_init(keys.abstract()), spy.sown)
     check_known(call, kinds, learned.expected, where)
     missing = learned.expected.entries.keys() - kinds.keys()
     if not missing:
@@ -179,7 +194,7 @@ class _Run:
         keys: Keys,
         learned: Learned,
         present: Mapping[str, Any],
-        kinds: Mapping[str, Kind | None],
+        kinds: Mapping[str, Kind],
     ):
         self.ctx, self.where, self.memory, self.call, self.keys = ctx, where, memory, call, keys
         self.mutable, self.learned, self.present, self.kinds = mutable, learned, present, kinds
@@ -200,9 +215,9 @@ class _Run:
 
     def _checked(self) -> bool:
         """Whether there are no entries but those that such a call was found to be fine with."""
-        checked, paths = self.learned.checked, tuple(self.kinds)
-        if paths not in checked and self.learned.expected is not None:
-            check_known(self.call, paths, self.learned.expected, self.where)
+        checked, expected, paths = self.learned.checked, self.learned.expected, tuple(self.kinds)
+        if paths not in checked and expected is not None and expected.entries.keys() <= self.kinds.keys():
+            check_known(self.call, paths, expected, self.where)
             checked.add(paths)
         return paths in checked
 
@@ -235,7 +250,7 @@ class _Run:
 
     def rehearse(self) -> Settled:
         """Finds out what the call does without running it, so that no attempt at it leaves anything in the trace."""
-        keys = self.keys.abstract(init=False)
+        keys = self.keys.abstract()
         entries = {path: self.present[path] for path in self.kinds}
         found: list[Settled] = []
 
@@ -273,7 +288,7 @@ class _Run:
     def _expect(self) -> Expected:
         spy = Spy()
         with _watching(spy):
-            variables = self.call.abstract_init(self.keys.abstract(init=True))
+            variables = self.call.abstract_init(self.keys.abstract())
         return Expected.of(variables, spy.sown)
 
     def _check_shapes(self, expected: Expected) -> None:
@@ -284,22 +299,18 @@ class _Run:
 
     def write(self, updates: Any) -> None:
         """Writes what the call left in the mutable collections."""
-        for path, leaf in leaves(updates).items():
+        flat, create = leaves(updates), self.ctx.create
+        new = [p for p in flat if p not in self.kinds and not self.traits.sows(p)]
+        if new and not create:  # A missing entry of a mutable collection: Linen made it up.
+            raise self.lacking({path: entry_of(flat[path])[0] for path in new})
+        for path, leaf in flat.items():
             value, metadata = entry_of(leaf)
-            full = at(self.where, path)
-            if path in self.kinds and not self.traits.sows(path):
-                if value is not self.present[path] and "node" not in metadata:
-                    self.ctx.write(full, value)
-            elif self.traits.sows(path):
-                if "node" not in metadata or path not in self.present:
-                    self.ctx.write(full, value, kind_of(_flat.split(path)[0], True, **metadata))
-            elif self.ctx.create:
-                self.ctx.write(full, value, kind_of(_flat.split(path)[0], **metadata))
-            else:
-                raise MissingEntryError(
-                    f"{type(self.call.model).__name__} needs the entry {full!r} ({describe(value)}) and the state has"
-                    f" none.{hint(path, self.present)} {_remedy(self.where)}"
-                )
+            full, sown = at(self.where, path), self.traits.sows(path)
+            known = path in self.present if sown else path in self.kinds
+            if known and ("node" in metadata or value is self.present[path]):
+                continue
+            kind = kind_of(_flat.split(path)[0], sown, **metadata) if sown or not known else None
+            self.ctx.write(full, value, kind)
 
     def explain(self, err: Exception) -> Exception:
         """Returns the error that says in our words, with paths, what Linen found missing or misshapen."""
@@ -308,34 +319,32 @@ class _Run:
             expected = self._expect().entries
         except Exception:  # The model cannot be initialised with these inputs; Linen's own words have to do.
             expected = {}
-        missing = [path for path in expected if path not in self.present]
-        extra = [path for path in self.kinds if expected and path not in expected]
-        wrong = [
-            f"{at(self.where, path)!r}: got {describe(self.present[path])}, wanted {describe(want)}"
-            for path, want in expected.items()
-            if path in self.present and tuple(self.present[path].shape) != want.shape
-        ]
         if isinstance(err, flax_errors.ScopeParamShapeError):
+            wrong = [
+                f"{at(self.where, path)!r}: got {describe(self.present[path])}, wanted {describe(want)}"
+                for path, want in expected.items()
+                if path in self.present and np.shape(self.present[path]) != want.shape
+            ]
             return EntryShapeError(
                 f"Entries of {name} do not have the shapes that its call with these inputs wants:\n"
                 + listing(wrong or [str(err)])
                 + "\nConvert the values, give the module the sizes they have, or check the shape of the inputs."
             )
+        missing = {path: want for path, want in expected.items() if path not in self.present}
+        return self.lacking(missing, [path for path in self.kinds if expected and path not in expected], str(err))
+
+    def lacking(self, missing: Mapping[str, Any], extra: Sequence[str] = (), otherwise: str = "") -> MissingEntryError:
+        """Returns the error that lists missing entries, beside those that nothing asked for."""
         lines = [
-            f"missing {at(self.where, path)!r} ({describe(expected[path])}){hint(path, extra)}" for path in missing
+            f"missing {at(self.where, path)!r} ({describe(want)}){hint(path, extra)}" for path, want in missing.items()
         ]
-        lines += [f"unexpected {at(self.where, path)!r}" for path in extra] if missing else []
+        lines += [f"unexpected {at(self.where, path)!r}" for path in extra] if missing else [otherwise]
         return MissingEntryError(
-            f"The state lacks entries that {name} at {self.where!r} needs:\n"
-            + listing(lines or [str(err)])
-            + f"\n{_remedy(self.where)}"
+            f"The state lacks entries that {type(self.call.model).__name__} at {self.where!r} needs:\n"
+            + listing(lines)
+            + "\nLoad them, or create them: state = bridges.init(fn)(state, *args, seed=0)"
+            + (f" with a function that calls {self.where!r} this way." if self.where else ".")
         )
-
-
-def _remedy(where: str) -> str:
-    return "Load them, or create them: state = bridges.init(fn)(state, *args, seed=0)" + (
-        f" with a function that calls {where!r} this way." if where else "."
-    )
 
 
 def _recorded(traits: Traits) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,7 +69,7 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
     """
     layers: dict[str, Layer] = {}
 
-    def record(next_method, args, kwargs, context):
+    def record(next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         path = _flat.join(context.module.path)
         if path not in layers:
             layers[path] = layer_of(context.module)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax.core import FrozenDict
 
 from bridges._linen._call import Call, is_array, public_methods
@@ -35,7 +36,7 @@ class Template:
 
     __slots__ = ("paths", "treedef")
 
-    def __init__(self, kinds: Mapping[str, Kind | None], parts: Mapping[str, Any]):
+    def __init__(self, kinds: Mapping[str, Kind], parts: Mapping[str, Any]):
         order = list(kinds)
         numbers = {path: number for number, path in enumerate(order)}
         nested: dict[str, Any] = {}
@@ -48,11 +49,12 @@ class Template:
         nested.update({path: leaf_of(number, kinds[path]) for path, number in numbers.items()})
         tree = _flat.nest(nested)
         self.paths = [order[number] for number in jax.tree.leaves(tree)]
-        self.treedef = jax.tree.structure(tree)
+        self.treedef: Any = jax.tree.structure(tree)
 
     def build(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the native variables of entries given by path."""
-        return self.treedef.unflatten([entries[path] for path in self.paths])
+        variables: dict[str, Any] = self.treedef.unflatten([entries[path] for path in self.paths])
+        return variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Expected:
             if path in entries
             and not path.startswith("params/")
             and path.partition(_flat.SEPARATOR)[0] not in _INPUT_SHAPED
-            and tuple(entries[path].shape) != want.shape
+            and np.shape(entries[path]) != want.shape
         ]
 
 

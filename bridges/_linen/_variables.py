@@ -52,7 +52,7 @@ class Box:
 
     def __init__(self, empty: Any):
         self.empty = empty
-        self._structure = jax.tree.structure(empty, is_leaf=_is_none)
+        self._structure: Any = jax.tree.structure(empty, is_leaf=_is_none)
 
     @classmethod
     def of(cls, box: Any) -> Box:
@@ -69,7 +69,7 @@ class Box:
         return getattr(self.empty, name)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Box) and self._structure == other._structure
+        return isinstance(other, Box) and bool(self._structure == other._structure)
 
     def __hash__(self) -> int:
         return hash(type(self.empty))
@@ -77,7 +77,7 @@ class Box:
     def __repr__(self) -> str:
         return repr(self.empty)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Box, (self.empty,)
 
 

@@ -25,7 +25,7 @@ class FlaxModule(Module):
 
     A call modifies what the Linen module modifies, without being told: running statistics and caches are written back.
     Dropout and other streams draw from the host's seed; a call that draws nothing needs none. What is sown is recorded in
-    `Intermediate` entries, anew at every call.
+    `Intermediate` entries, anew at every call; a call that does not sow leaves what an earlier one has recorded.
 
     An entry that no call could use is an error too, where that can be known: the module has one public method, and no
     Python values but flags are passed to it.
@@ -50,7 +50,7 @@ class FlaxModule(Module):
     (1, 3)
     """
 
-    def __init__(self, ctor: Any, *args: Any, **kwargs: Any):
+    def __init__(self, ctor: Any, /, *args: Any, **kwargs: Any):
         self._linen = _instance(ctor, args, kwargs)
         self._memory = Memory()
 
@@ -58,7 +58,7 @@ class FlaxModule(Module):
     def _auto_name(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         return _name_of(args[0]) if args else "flax_module"
 
-    def __call__(self, *args: Any, method: Any = None, mutable: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, method: Any = None, mutable: Any = None, **kwargs: Any) -> Any:
         """Returns the output of a method of the Linen module; what it modifies is written to the entries.
 
         Args:
@@ -103,7 +103,7 @@ def FromFlax(ctor: Any) -> type[FlaxModule]:
     class Wrapper(FlaxModule):
         __doc__ = f"`{_class_name(ctor)}` as a part of the host; see `FlaxModule`."
 
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, /, *args: Any, **kwargs: Any):
             super().__init__(ctor, *args, **kwargs)
 
         @classmethod
