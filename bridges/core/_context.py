@@ -163,6 +163,7 @@ class Context:
             create=self.create if create is None else create,
             modify=self.modify if modify is None else modify,
             flags=self.flags,
+            root=self.root,
             parent=self,
         )
 
@@ -238,6 +239,11 @@ class Context:
             index = self._source._layout.index.get(path)
             known = None if index is None else self._source._layout.kinds[index]
         return known
+
+    @property
+    def declarations(self) -> Mapping[str, Kind]:
+        """The kinds declared by the code that runs, by path; not to be changed."""
+        return self._kinds
 
     def kind(self, path: str) -> Kind | None:
         """Returns the kind of an entry, declared or by its value; None if there is no such entry."""

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bridges.core._context import Context, context
+from bridges.core._context import Context, context, current_frame
 from bridges.core._errors import BridgeError
 from bridges.core._jaxpr import Traced, trace
 from bridges.core._rng import Streams, fold
@@ -65,6 +65,31 @@ def _begin(outer: Context, written: dict[str, Any]) -> dict[str, Any]:
     """Returns what the written entries are before: their value, zeros for one that the body records anew."""
     entries = outer.entries
     return {p: entries[p] if p in entries else jnp.zeros(s.shape, s.dtype) for p, s in written.items()}
+
+
+def _settled(build: Callable[[Any], _Step], init: Any, carry: Callable[[_Step], Any]) -> tuple[_Step, Any]:
+    """Returns the step that `build(init)` traces, and `init` as it must be for it.
+
+    A Python number in the first carry takes the type of what comes out of the body, as JAX does it; where that changes
+    its dtype, the body is traced once more.
+    """
+    frame = current_frame()
+    names = set() if frame is None else set(frame.names)
+    step = build(init)
+    given, out = jax.eval_shape(lambda x: x, init), carry(step)
+    if jax.tree.structure(given) != jax.tree.structure(out):
+        return step, init  # JAX explains that better than anybody.
+    promoted = jax.tree.map(_promoted, init, given, out)
+    if all(a is b for a, b in zip(jax.tree.leaves(promoted), jax.tree.leaves(init), strict=True)):
+        return step, init
+    if frame is not None:
+        frame.names &= names
+    return build(promoted), promoted
+
+
+def _promoted(value: Any, given: Any, out: Any) -> Any:
+    weak = getattr(given, "weak_type", False) and given.dtype != out.dtype and given.shape == out.shape
+    return jnp.asarray(value, jnp.promote_types(given.dtype, out.dtype)) if weak else value
 
 
 def _known(outer: Context, changing: dict[str, Any]) -> dict[str, Any]:
@@ -160,9 +185,14 @@ def scan(
         at = count - 1 if reverse else 0
         body.prepare(init, jax.tree.map(lambda x: x[at] if count else jnp.zeros(x.shape[1:], x.dtype), xs))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    step = _Step(fn, (init, one))
-    if not isinstance(step.out, (tuple, list)) or len(step.out) != 2:
-        raise BridgeError(f"The function of scan must return (carry, y); it returned {jax.tree.structure(step.out)}.")
+
+    def carry_of(step: _Step) -> Any:
+        if not isinstance(step.out, (tuple, list)) or len(step.out) != 2:
+            got = jax.tree.structure(step.out)
+            raise BridgeError(f"The function of scan must return (carry, y); it returned {got}.")
+        return step.out[0]
+
+    step, init = _settled(lambda init: _Step(fn, (init, one)), init, carry_of)
 
     def run(before: tuple[dict[str, Any], Any], inputs: tuple[Any, Any]) -> Any:
         (changing, carry), (index, x) = before, inputs
@@ -184,8 +214,14 @@ def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], i
     """
     outer = context()
     prepare([cond_fun, body_fun], (init_val,), {})
-    test = _Step(cond_fun, (init_val,), modify=False)
-    step = _Step(body_fun, (init_val,), None if test.streams is None else test.streams.counters)
+    tests: list[_Step] = []
+
+    def build(init: Any) -> _Step:
+        tests.append(_Step(cond_fun, (init,), modify=False))
+        return _Step(body_fun, (init,), None if tests[-1].streams is None else tests[-1].streams.counters)
+
+    step, init_val = _settled(build, init_val, lambda step: step.out)
+    test = tests[-1]
     counted = test.drawn or step.drawn
 
     def keys(index: Any) -> Any:
@@ -212,7 +248,8 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     outer = body.outer
     if outer.create:
         body.prepare(jnp.asarray(lower), init_val)
-    step = _Step(body_fun, (jax.eval_shape(jnp.asarray, lower), init_val))
+    index = jax.eval_shape(jnp.asarray, lower)
+    step, init_val = _settled(lambda init: _Step(body_fun, (index, init)), init_val, lambda step: step.out)
 
     def run(index: Any, before: tuple[dict[str, Any], Any]) -> Any:
         changing, value = before

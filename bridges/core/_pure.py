@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.core._context import Context, Frame, current_frame, enter
+from bridges.core._context import Context, Frame, as_leaf, current_frame, enter
 from bridges.core._errors import CreateError, MissingEntryError, StructureError
 from bridges.core._jaxpr import trace
 from bridges.core._module import Module
@@ -26,13 +27,15 @@ def _checked(state: Any) -> Mapping[str, Any]:
             f"The first argument of a pure function is the state, a mapping from path to array; got"
             f" {type(state).__name__}. Start with an empty one: state = bridges.init(fn)({{}}, *args, seed=0)."
         )
+    entries = {}
     for path, value in state.items():
         if not isinstance(path, str) or isinstance(value, Mapping):
             raise StructureError(
                 f"The state is flat, from path to array; the entry {path!r} is a {type(value).__name__}. Flatten nested"
                 " variables first, for example bridges.linen_adapter.flatten(variables)."
             )
-    return state
+        entries[path] = as_leaf(path, value)
+    return entries
 
 
 def _root(fn: Callable[..., Any]) -> Module | None:
@@ -111,7 +114,33 @@ def pure(fn: Callable[..., Any], *, flags: Mapping[str, Any] | None = None) -> C
 
     purified._stateful = fn  # type: ignore[attr-defined]
     purified._flags = fixed  # type: ignore[attr-defined]
-    return purified
+    return signed(fn, "state")(purified)
+
+
+def signed(fn: Callable[..., Any], *first: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a decorator that gives a wrapper the signature of `fn` behind the arguments named `first`.
+
+    `jax.jit` looks it up to place `static_argnames` and `donate_argnames` that are passed by position.
+    """
+
+    def decorate(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+        vars(wrapper).pop("__wrapped__", None)
+        own = inspect.signature(wrapper)
+        try:
+            given = [*inspect.signature(fn).parameters.values()]
+        except (TypeError, ValueError):  # A callable without one, such as a built-in.
+            return wrapper
+        kinds = inspect.Parameter
+        ahead = [kinds(name, kinds.POSITIONAL_ONLY) for name in first]
+        named = {p.name for p in given}
+        extra = [p for p in own.parameters.values() if p.kind is kinds.KEYWORD_ONLY and p.name not in named]
+        last = [p for p in given if p.kind is kinds.VAR_KEYWORD]
+        plain = [p for p in given if p.kind is not kinds.VAR_KEYWORD]
+        if not named.intersection(first):
+            wrapper.__signature__ = own.replace(parameters=[*ahead, *plain, *extra, *last])  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
 
 
 def _is_array(leaf: Any) -> bool:
@@ -171,7 +200,7 @@ def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
     return initialise
 
 
-class _Static:
+class Static:
     """Arguments of a compiled function that select the program: hashable by value where they are, else by identity."""
 
     def __init__(self, *parts: Any):
@@ -185,12 +214,33 @@ class _Static:
         return self.hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Static) and self.hash == other.hash and self.parts == other.parts)
+        return self is other or (isinstance(other, Static) and self.hash == other.hash and self.parts == other.parts)
 
 
-def _shifted(numbers: Any, by: int) -> tuple[int, ...]:
+def shifted(numbers: Any, by: int) -> tuple[int, ...]:
+    """Returns argument numbers behind `by` more arguments; negative ones count from the end and stay."""
     numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
     return tuple(n + by if n >= 0 else n for n in numbers)
+
+
+def static_arguments(fn: Callable[..., Any], options: Mapping[str, Any], ahead: int) -> tuple[int, ...]:
+    """Returns the numbers of the static arguments, those that `static_argnames` names included, as `jax.jit` has them.
+
+    Args:
+      fn: A function.
+      options: Those of `jax.jit`.
+      ahead: How many arguments `static_argnums` counts before the first one of `fn`.
+    """
+    numbers, names = options.get("static_argnums"), options.get("static_argnames")
+    if numbers is not None or not names:
+        return shifted(numbers, 0)
+    names = (names,) if isinstance(names, str) else names
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(i + ahead for i, name in enumerate(positional) if name in names)
 
 
 def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[..., tuple[State, Any]]:
@@ -198,14 +248,15 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
     stateful = getattr(fn, "_stateful", fn)
     fixed = getattr(fn, "_flags", {})
     options = dict(jit_kwargs)
-    options["static_argnums"] = (0, *_shifted(options.get("static_argnums"), 1))
+    options["static_argnums"] = (0, *shifted(static_arguments(stateful, options, 1), 1))
     if "donate_argnums" in options:
-        options["donate_argnums"] = _shifted(options["donate_argnums"], 1)
+        options["donate_argnums"] = shifted(options["donate_argnums"], 1)
 
     donates = bool(options.get("donate_argnums") or options.get("donate_argnames"))
 
     @functools.partial(jax.jit, **options)
-    def compiled(static: _Static, state: State, *args: Any, seed: Seed = None, **kwargs: Any) -> tuple[Any, Any]:
+    @signed(stateful, "static", "state")
+    def compiled(static: Static, state: State, *args: Any, seed: Seed = None, **kwargs: Any) -> tuple[Any, Any]:
         ctx, out = _run(
             stateful, state, args, kwargs,
             seed=seed, create=False, modify=True, flags=dict(static.parts),
@@ -224,7 +275,7 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
         flags: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[State, Any]:
-        static = _Static(*sorted({**fixed, **(flags or {})}.items())) if fixed or flags else _NO_FLAGS
+        static = Static(*sorted({**fixed, **(flags or {})}.items())) if fixed or flags else _NO_FLAGS
         known = state if isinstance(state, State) else State(_checked(state))
         drawn = {} if seed is None else {"seed": seed}
         try:
@@ -241,7 +292,7 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
     return call
 
 
-_NO_FLAGS = _Static()
+_NO_FLAGS = Static()
 
 
 class Changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +46,13 @@ def trainable(ctx: Context, targets: Targets) -> State:
 
 def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
     exact, below = [], []
-    for target in each(targets):
+    named = [*each(targets)]
+    if not named:
+        raise MissingEntryError(
+            "There is nothing to differentiate or update: the targets are empty. Name modules, paths or prefixes; a"
+            " getm() that found nothing is empty too."
+        )
+    for target in named:
         if isinstance(target, str) and target in ctx:
             exact.append(target)
             continue
@@ -71,6 +77,11 @@ def _entries(ctx: Context, paths: list[str]) -> State:
 
 def _is_param(ctx: Context, path: str) -> bool:
     return issubclass(kind_type(ctx.kind(path) or Variable), Param) and _has_gradient(ctx.read(path))
+
+
+def kept(targets: Targets) -> Targets:
+    """Returns the targets so that they can be gone through more than once."""
+    return [*targets] if isinstance(targets, Iterator) else targets
 
 
 def each(targets: Targets) -> Iterable[Any]:

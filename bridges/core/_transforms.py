@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from bridges.core._context import Context, Frame, context, current_frame, enter
-from bridges.core._pure import jit_outside, running
+from bridges.core._pure import Static, jit_outside, running, shifted, signed, static_arguments
 from bridges.core._rng import Streams
-from bridges.core._state import State
-from bridges.core._targets import Targets, resolve
+from bridges.core._state import Kind, State
+from bridges.core._targets import Targets, kept, resolve
 
 
 class Body:
@@ -131,6 +131,8 @@ def grad(fn: Callable[..., Any], targets: Targets, has_aux: bool = False) -> Cal
       MissingEntryError: A target names no entry.
     """
 
+    targets = kept(targets)
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         loss, aux, selected, grads = _differentiate(fn, targets, has_aux, args, kwargs)
         return (loss, selected, grads, aux) if has_aux else (loss, selected, grads)
@@ -143,6 +145,8 @@ def value_and_grad(fn: Callable[..., Any], targets: Targets = 0, has_aux: bool =
 
     With `has_aux` the value is `(loss, aux)`.
     """
+
+    targets = kept(targets)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         loss, aux, _, grads = _differentiate(fn, targets, has_aux, args, kwargs)
@@ -214,10 +218,11 @@ def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         body = Body(fn)
+        body.prepare(*args, **kwargs)
         used: list[Streams | None] = []
 
         def run(*args: Any) -> tuple[Effects, Any]:
-            ctx = body.child(create=body.outer.create)
+            ctx = body.child()
             out = body.run(ctx, args, kwargs)
             used.append(ctx.streams)
             return Effects.of(ctx), out
@@ -264,10 +269,11 @@ class _Where:
 
     def __init__(self, body: Body):
         self.body: Body | None = body
-        streams = body.outer.streams
+        self.module = body.frame.module  # Kept alive: another one must not get its id.
+        streams, root = body.outer.streams, body.outer.root
         self.key = (
-            id(body.frame.module), body.frame.scopes, body.frame.prefix, frozenset(body.frame.names),
-            body.outer.modify, tuple(sorted(body.outer.flags.items())), body.outer.root is None,
+            id(self.module), body.frame.scopes, body.frame.prefix, frozenset(body.frame.names), body.outer.modify,
+            Static(*sorted(body.outer.flags.items())), None if root is None else root.path,
             None if streams is None else tuple(sorted(streams.counters.items())),
         )  # fmt: skip
 
@@ -279,32 +285,52 @@ class _Where:
 
 
 class _After:
-    """The Python side after a compiled call, part of the tree structure so that a cached call has it: the counters of
-    the streams and the names taken."""
+    """The Python side after a compiled call, part of the tree structure so that a cached call has it.
 
-    def __init__(self, counters: tuple[Any, ...] | None, names: frozenset[str]):
-        self.counters, self.names = counters, names
+    Attributes:
+      counters: Those of the streams, with whether any key was drawn; None without streams.
+      names: The names taken in the frame.
+      kinds: The kinds declared for entries, by path.
+    """
+
+    def __init__(self, counters: Any, names: frozenset[str], kinds: tuple[tuple[str, Kind], ...]):
+        self.counters, self.names, self.kinds = counters, names, kinds
+
+    @classmethod
+    def of(cls, body: Body, ctx: Context) -> _After:
+        """Returns where a call has left the child context and the frame."""
+        streams = ctx.streams
+        counters = None if streams is None else (tuple(sorted(streams.counters.items())), streams.drawn)
+        return cls(counters, frozenset(body.frame.names), tuple(sorted(ctx.declarations.items(), key=lambda item: item[0])))
+
+    def commit(self, body: Body) -> None:
+        """Brings the outer context and the frame there."""
+        body.frame.names |= self.names
+        for path, kind in self.kinds:
+            body.outer.declare(path, kind)
+        if body.outer.streams is not None and self.counters is not None:
+            counters, drawn = self.counters
+            body.outer.streams.counters = dict(counters)
+            body.outer.streams.drawn |= drawn
 
 
-jax.tree_util.register_pytree_node(_After, lambda a: ((), (a.counters, a.names)), lambda after, _: _After(*after))
+jax.tree_util.register_pytree_node(
+    _After, lambda after: ((), (after.counters, after.names, after.kinds)), lambda aux, _: _After(*aux)
+)
 
 
 def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    def shift(numbers: Any) -> tuple[int, ...]:
-        numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
-        return tuple(n + 3 if n >= 0 else n for n in numbers)
-
     inner = {k: v for k, v in options.items() if k not in ("donate_argnums", "donate_argnames")}
-    inner["static_argnums"] = (0, *shift(options.get("static_argnums")))
+    inner["static_argnums"] = (0, *shifted(static_arguments(fn, options, 0), 3))
 
     @functools.partial(jax.jit, **inner)
+    @signed(fn, "where", "entries", "keys")
     def compiled(where: _Where, entries: dict[str, Any], keys: Any, /, *args: Any, **kwargs: Any) -> Any:
         outer = where.body.outer
         streams = None if keys is None else Streams(keys, outer.streams.counters)  # type: ignore[union-attr]
         ctx = outer.child(entries, streams, create=False)
         out = where.body.run(ctx, args, kwargs)
-        counters = None if streams is None else tuple(sorted(streams.counters.items()))
-        return Effects.of(ctx), _After(counters, frozenset(where.body.frame.names)), out
+        return Effects.of(ctx), _After.of(where.body, ctx), out
 
     def call(*args: Any, **kwargs: Any) -> Any:
         body = Body(fn)
@@ -314,10 +340,8 @@ def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[...
         where = _Where(body)
         effects, after, out = compiled(where, dict(outer.entries), keys, *args, **kwargs)
         where.body = None  # JAX keeps the key for its cache: the context must not live on with it.
+        after.commit(body)
         commit(outer, effects)
-        body.frame.names |= after.names
-        if outer.streams is not None:
-            outer.streams.join(Streams({}, dict(after.counters)))
         return out
 
     return call

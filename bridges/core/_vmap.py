@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, listing
 from bridges.core._flat import under
 from bridges.core._rng import Streams, fold
@@ -30,7 +31,8 @@ def vmap(
 
     Args:
       fn: A stateful function.
-      in_axes: As in `jax.vmap`, for the positional arguments; keyword arguments are passed as they are.
+      in_axes: As in `jax.vmap`, for the positional arguments. Arrays in keyword arguments are mapped over their leading
+        axis, as there; what is no array, or has no axis, is passed as it is.
       out_axes: As in `jax.vmap`.
       axis_name: A name for the axis, for collectives inside `fn`.
       axis_size: The number of members, where no argument is mapped.
@@ -51,6 +53,14 @@ def vmap(
         body = Body(fn)
         outer = body.outer
         spread = tuple(in_axes) if isinstance(in_axes, (tuple, list)) else (in_axes,) * len(args)
+        leaves, treedef = jax.tree.flatten(kwargs)
+        args, spread = (*args, {i: x for i, x in enumerate(leaves) if getattr(x, "ndim", 0)}), (*spread, 0)
+
+        def run(ctx: Context, args: tuple[Any, ...]) -> Any:
+            *args, named = args
+            given = jax.tree.unflatten(treedef, [named.get(i, leaf) for i, leaf in enumerate(leaves)])
+            return body.run(ctx, args, given)
+
         sized = jax.vmap(lambda *_: jnp.zeros(()), spread, axis_size=axis_size)
         size = jax.eval_shape(sized, *args).shape[0]
         keys = outer.streams.keys if outer.streams is not None else None
@@ -68,7 +78,7 @@ def vmap(
         def create(index: Any, stacked: dict[str, Any], *args: Any) -> dict[str, Any]:
             folded = fold(keys, index)
             ctx = outer.child({**outer.entries, **stacked}, None if folded is None else Streams(folded, counters))
-            body.run(ctx, args, kwargs)
+            run(ctx, args)
             return ctx.created
 
         if outer.create:
@@ -82,7 +92,7 @@ def vmap(
             folded = fold(keys, index)
             streams = None if folded is None else Streams(folded, counters)
             ctx = outer.child({**outer.entries, **stacked}, streams, create=False)
-            out = body.run(ctx, args, kwargs)
+            out = run(ctx, args)
             used.append(streams)
             effects = Effects.of(ctx)
             written = {**effects.created, **effects.modified}

@@ -1,0 +1,70 @@
+"""Pins what the core uses from `jax.extend.core`, which may change between releases."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bridges as br
+from bridges.core._jaxpr import trace, trace_state
+
+
+def test_the_trace_state_tells_traces_apart_and_contexts_not():
+    outside = trace_state()
+    assert trace_state() == outside
+    seen = []
+    jax.jit(lambda x: seen.append(trace_state()))(1.0)
+    jax.grad(lambda x: seen.append(trace_state()) or x)(1.0)
+    jax.vmap(lambda x: seen.append(trace_state()))(jnp.ones(1))
+    assert all(state != outside for state in seen) and seen[0] != seen[1]
+    with jax.named_scope("a"), jax.default_matmul_precision("float32"):
+        assert trace_state() == outside
+
+
+def test_a_trace_runs_what_was_traced():
+    calls = []
+
+    def fn(x, tree):
+        calls.append(1)
+        return {"a": jax.nn.relu(x) + tree[0]}
+
+    traced = trace(fn, jnp.ones(2), (jax.ShapeDtypeStruct((2,), jnp.float32),))
+    out = traced(jnp.array([-1.0, 2.0]), (np.ones(2, np.float32),))
+    np.testing.assert_array_equal(out["a"], [1, 3])
+    assert calls == [1] and traced.shape["a"].shape == (2,)
+    with pytest.raises(br.BridgeError, match="another structure"):
+        traced(jnp.ones(2), [jnp.ones(2)])
+
+
+def test_what_no_output_needs_is_left_out():
+    def fn(x):
+        jax.debug.print("{}", x)
+        jnp.dot(x, x)
+        return jnp.sin(x), 3.0
+
+    text = str(trace(fn, jnp.ones(2)).needed().closed)
+    assert "sin" in text and "dot_general" not in text and "debug" not in text
+    assert trace(fn, jnp.ones(2)).needed()(jnp.zeros(2))[1] == 3.0
+
+
+def test_a_traced_function_is_differentiable_with_custom_rules():
+    @jax.custom_vjp
+    def f(x):
+        return x
+
+    f.defvjp(lambda x: (x, None), lambda _, g: (g * 7,))
+    traced = trace(lambda x: f(x) * 2, 1.0)
+    assert jax.grad(lambda x: traced(x))(3.0) == 14
+
+
+def test_the_names_that_are_used():
+    assert callable(jex.jaxpr_as_fun) and callable(jex.get_opaque_trace_state)
+    assert inspect.isclass(jex.Literal) and inspect.isclass(jex.ClosedJaxpr)
+    closed = jax.make_jaxpr(lambda x: x + 1)(1.0)
+    assert isinstance(closed, jex.ClosedJaxpr) and hasattr(closed.jaxpr, "replace")
+    assert {"eqns", "outvars", "invars"} <= set(dir(closed.jaxpr))
