@@ -27,7 +27,7 @@ def frameworks() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def conventions(src: str, dst: str) -> Mapping:
     """Returns the mapping with the shipped layer conventions between two frameworks.
 
@@ -44,7 +44,9 @@ def conventions(src: str, dst: str) -> Mapping:
     rows = []
     for name in (src, dst):
         if name not in frameworks():
-            raise MappingError(f"There are no conventions for {name!r}.{hint(name, frameworks())} There are {frameworks()}.")
+            raise MappingError(
+                f"There are no conventions for {name!r}.{hint(name, frameworks())} There are {frameworks()}."
+            )
         text = importlib.resources.files(_FOLDER).joinpath(f"{name}.toml").read_text("utf-8")
         rows.append({row.type: row for part in Mapping.loads(text).parts for row in part.layers})
     join = _same if src == dst else _compose
@@ -52,7 +54,9 @@ def conventions(src: str, dst: str) -> Mapping:
 
 
 def _same(a: LayerRow, b: LayerRow) -> LayerRow:
-    rules = tuple(dataclasses.replace(r, dst=r.src, ops=(), value=None, reason="", dst_rank=r.src_rank) for r in a.rules)
+    rules = tuple(
+        dataclasses.replace(r, dst=r.src, ops=(), value=None, reason="", dst_rank=r.src_rank) for r in a.rules
+    )
     return LayerRow(a.type, a.src, a.src, rules, tuple(Agree(x.name, x.src, x.src, x.effect) for x in a.agree))
 
 

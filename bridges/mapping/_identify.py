@@ -119,7 +119,9 @@ def identify(
     return layers_found
 
 
-def like(found: Found, entries: Mapping[str, Abstract], rows: Sequence[LayerRow], side: str) -> dict[int | None, Hashable]:
+def like(
+    found: Found, entries: Mapping[str, Abstract], rows: Sequence[LayerRow], side: str
+) -> dict[int | None, Hashable]:
     """Returns, for each row that the layer could be, what makes it comparable to a layer of the other end."""
     if not found.rows:
         return {None: frozenset((*cut(p)[::2], tuple(entries[p].shape)) for p in found.leaves)}

@@ -150,7 +150,7 @@ class Mapping:
     def _of(cls, given: Table[str, Any], folder: pathlib.Path | None) -> Mapping:
         check_keys("A mapping", given, _KEYS)
         part = _part({k: v for k, v in given.items() if k not in ("extends", "otherwise")})
-        parts = (part,) if part != Part() else ()
+        parts: tuple[Part, ...] = (part,) if part != Part() else ()
         for row in given.get("otherwise", ()):
             parts += cls._of(row, folder).parts
         for name in given.get("extends", ()):

@@ -100,7 +100,9 @@ def _aligned(params: Any, spec: Mapping[str, Any], end: str) -> dict[str, str]:
 
 def _items(plan: Plan, src: set[str], dst: set[str]) -> list[Item]:
     """Returns the items between the two parameter sets."""
-    items, problems, reached = [], [], set()
+    items: list[Item] = []
+    problems: list[str] = []
+    reached: set[str] = set()
     for item in plan.items:
         inside = [p for p in item.sources if p in src]
         if not item.sources and any(p in dst for p in item.targets):

@@ -160,5 +160,5 @@ def place(
     """
     placer = _Placer()
     trees = [_collapse(_tree(layers, base)) for layers, base in ((src, src_base), (dst, dst_base))]
-    placer.nodes(*trees, "by shape")
+    placer.nodes(trees[0], trees[1], "by shape")
     return placer.pairs, placer.doubts

@@ -56,7 +56,9 @@ def resolve(ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract]
     while len(right) < len(ops) - stuck and (found := ops[-len(right)].inverse.infer(right[-1])) is not None:
         right.append(found)
     if len(right) < len(ops) - stuck:
-        raise MappingError(f"the sizes between {ops[stuck]} and {ops[-len(right)]} are open: write them out in one of the two")
+        raise MappingError(
+            f"the sizes between {ops[stuck]} and {ops[-len(right)]} are open: write them out in one of the two"
+        )
     ops[stuck].check(left[-1], right[-1])
     return tuple(map(tuple, left + right[::-1]))
 
@@ -132,7 +134,9 @@ class Item:
             if loss and self.reason:
                 found.append((EVALUATION, self.reason))
             elif loss:
-                found.append((ROUNDING if loss.startswith("rounding") else NOT_EXACT, f"{', '.join(self.targets)}: {loss}"))
+                found.append(
+                    (ROUNDING if loss.startswith("rounding") else NOT_EXACT, f"{', '.join(self.targets)}: {loss}")
+                )
         return tuple(found)
 
     @property
@@ -349,4 +353,6 @@ def _check(state: Mapping[str, Any], spec: State, end: str) -> None:
         if signature([x := _array(state[p])]) != signature([want])
     ]
     if wrong:
-        raise EntryShapeError(f"Entries of the {end} are not as planned:\n" + listing(wrong) + "\nPlan with their specs.")
+        raise EntryShapeError(
+            f"Entries of the {end} are not as planned:\n" + listing(wrong) + "\nPlan with their specs."
+        )

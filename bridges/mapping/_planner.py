@@ -104,7 +104,7 @@ class _Planner:
                         number = rule.indices[end]
                         key = (n, tuple(sorted((k, v) for k, v in values.items() if k != number)))
                     slots = groups[end].setdefault(key, {})
-                    slots.setdefault(slot, []).append((values.get(number, 0), path))
+                    slots.setdefault(slot, []).append((values[number] if number else 0, path))
         used: set[int] = set()
         found: list[_Match] = []
         for (n, values), slots in groups[0].items():
@@ -119,8 +119,11 @@ class _Planner:
         self.take(found)
         for n, (_, rule) in enumerate(rules):
             if n not in used and not rule.optional:
-                near = self.near((rule.src or rule.dst)[0].text, self.ends[0] if rule.src else self.ends[1])
-                self.problems.append(f"rule {rule} is unused: no entry of the {'source' if rule.src else 'target'} matches.{near}")
+                end = 0 if rule.src else 1
+                near = self.near((rule.src or rule.dst)[0].text, self.ends[end])
+                self.problems.append(
+                    f"rule {rule} is unused: no entry of the {('source', 'target')[end]} matches.{near}"
+                )
 
     def instance(self, rule: Rule, values: dict[str, Any], slots: Any, there: Any, level: int) -> _Match | None:
         """Returns the rule's match for these values of its variables."""
@@ -128,7 +131,9 @@ class _Planner:
         if lacking:
             self.explained[0].update(path for pairs in slots.values() for _, path in pairs)
             near = self.near(lacking[0], self.ends[0])
-            self.problems.append(f"rule {rule} also needs {', '.join(map(repr, lacking))}, which the source lacks.{near}")
+            self.problems.append(
+                f"rule {rule} also needs {', '.join(map(repr, lacking))}, which the source lacks.{near}"
+            )
             return None
         ends: list[tuple[str, ...]] = []
         indices = rule.indices if rule.dst else (None, None)
@@ -145,7 +150,9 @@ class _Planner:
             self.problems.append(f"rule {rule} cannot place {sources[0]!r}: {err}")
             return None
         if rule.dst and not targets:
-            self.problems.append(f"rule {rule}: the target has no entry for it.{self.near(rule.dst[0].text, self.ends[1])}")
+            self.problems.append(
+                f"rule {rule}: the target has no entry for it.{self.near(rule.dst[0].text, self.ends[1])}"
+            )
             self.explained[0].update(sources)
             return None
         return _Match(rule, sources, targets, "rule" if rule.dst else "drop", level)
@@ -189,7 +196,9 @@ class _Planner:
             other = self.targets.get(path)
             if other is not None:
                 ends = [" + ".join(map(repr, m.sources)) or "a fill" for m in (other, match)]
-                self.problems.append(f"{path!r} is the target of {ends[0]} ({other.how}) and of {ends[1]} ({match.how})")
+                self.problems.append(
+                    f"{path!r} is the target of {ends[0]} ({other.how}) and of {ends[1]} ({match.how})"
+                )
                 self.explained[0].update(match.sources)
                 return
         self.matches.append(match)
@@ -216,10 +225,8 @@ class _Planner:
             return
         likes = self.likes(free)
         for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
-            inside = [
-                {m: likes[end][m] for m in free[end] if under(m, base[end])} for end in (0, 1)
-            ]
-            pairs, doubts = place(*inside, *base)
+            inside = [{m: likes[end][m] for m in free[end] if under(m, base[end])} for end in (0, 1)]
+            pairs, doubts = place(inside[0], inside[1], *base)
             for s, d, how in pairs:
                 self.pair(free[0].pop(s), free[1].pop(d), how)
             for here, there in doubts:
@@ -230,12 +237,14 @@ class _Planner:
                     for m in paths:
                         self.explained[end].update(free[end].pop(m).leaves)
 
-    def given(self, given: Sequence[tuple[int, Template, Template]], free: list[dict[str, Found]]) -> list[tuple[str, str]]:
+    def given(
+        self, given: Sequence[tuple[int, Template, Template]], free: list[dict[str, Found]]
+    ) -> list[tuple[str, str]]:
         """Pairs the layers that `[modules]` names; returns the pairs of modules that only hold others."""
         index: Index[int] = Index()
         for n, (_, template, _) in enumerate(given):
             index.add(template, n)
-        parents = {m[: at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
+        parents = {m[:at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
         used: set[int] = set()
         containers = []
         for module in [*free[0], *sorted(parents - free[0].keys())]:
@@ -246,7 +255,9 @@ class _Planner:
             first = min(given[n][0] for n, _ in matches)
             goals = {given[n][2].format(values) for n, values in matches if given[n][0] == first}
             if len(goals) > 1:
-                self.problems.append(f"[modules] sends {module!r} to {_names(sorted(goals))}: make one of the lines narrower")
+                self.problems.append(
+                    f"[modules] sends {module!r} to {_names(sorted(goals))}: make one of the lines narrower"
+                )
                 continue
             goal = goals.pop()
             if module not in free[0]:
@@ -255,7 +266,8 @@ class _Planner:
                 self.pair(free[0].pop(module), free[1].pop(goal), "given")
             else:
                 self.problems.append(
-                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill.{self.near(goal, free[1])}"
+                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill."
+                    + self.near(goal, free[1])
                 )
                 self.explained[0].update(free[0].pop(module).leaves)
         everything = {cut(p)[1] for p in self.ends[0]}
@@ -357,7 +369,10 @@ class _Planner:
             [p for p in self.ends[0] if p not in self.sources and p not in self.explained[0]],
             [p for p in self.ends[1] if p not in self.targets and p not in self.explained[1]],
         )
-        lacks = ("source", "has no rule: write one, or `drop` it"), ("target", "gets nothing: write a rule, or `fill` it")
+        lacks = (
+            ("source", "has no rule: write one, or `drop` it"),
+            ("target", "gets nothing: write a rule, or `fill` it"),
+        )
         for end, (name, lack) in enumerate(lacks):
             for path in rest[end]:
                 what = f"{name} {path!r} {describe(self.ends[end][path])}{self.unknown(end, path)}"
@@ -367,7 +382,11 @@ class _Planner:
         """Returns ` (…)` if the leaf is of a layer that the mapping has no row for."""
         layer = (self.src, self.dst)[end].layers.get(cut(path)[1])
         known = {t for row in self.rows for t in (row.dst if end else row.src)}
-        return f" (the layer {layer.type} has no convention here)" if layer and self.rows and layer.type not in known else ""
+        return (
+            f" (the layer {layer.type} has no convention here)"
+            if layer and self.rows and layer.type not in known
+            else ""
+        )
 
     def near(self, path: str, others: Iterable[str]) -> str:
         """Returns a hint; only for the first problems, since looking for near names takes time."""

@@ -241,7 +241,7 @@ class LayerRow:
             for template in (*rule.src, *rule.dst):
                 if template.domains != {"m": "module"}:
                     raise MappingError(
-                        f"Layer {self.type}: {template.text!r} must have exactly one variable, {{m:module}}, the layer's path."
+                        f"Layer {self.type}: {template.text!r} must have exactly one variable, {{m:module}}, its path."
                     )
 
     @property

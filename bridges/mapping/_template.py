@@ -48,13 +48,16 @@ class Field:
         """Returns the text of a value; the inverse of `read`."""
         if self.kind in ("int", "auto"):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value + self.offset < 0:
-                raise MappingError(f"{value!r} cannot stand for the number {{{self.name}}}: it must be an int from 0 on.")
+                raise MappingError(
+                    f"{value!r} cannot stand for the number {{{self.name}}}: it must be an int from 0 on."
+                )
             number = value + self.offset
             return str(number) if self.kind == "int" else f"_{number}" if number else ""
         parts = value.split("/") if isinstance(value, str) else ["", ""]
         if not (all(parts) or (value == "" and self.kind == "module")) or (self.kind == "text" and len(parts) > 1):
             raise MappingError(f"{value!r} cannot stand for {{{self.name}:{self.kind}}}.")
         return value
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -85,7 +88,9 @@ class Segment:
 
 
 def _parse(text: str) -> tuple[Segment, ...]:
-    segments, texts, fields, at = [], [""], [], 0
+    segments: list[Segment] = []
+    texts, at = [""], 0
+    fields: list[Field] = []
 
     def literal(part: str) -> None:
         first, *rest = part.split("/")

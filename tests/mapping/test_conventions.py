@@ -108,7 +108,7 @@ def randomised(spec, seed):
     """Every entry random and positive (variances among them)."""
     rng = np.random.default_rng(seed)
     entries = {
-        p: rng.uniform(0.2, 1.5, x.shape).astype(x.dtype) * (1 if "var" in p else rng.choice([-1, 1], x.shape).astype(x.dtype))
+        p: (rng.uniform(0.2, 1.5, x.shape) * (1 if "var" in p else rng.choice([-1, 1], x.shape))).astype(x.dtype)
         if jnp.issubdtype(x.dtype, jnp.inexact)
         else np.full(x.shape, 3, x.dtype)
         for p, x in spec.entries.items()
@@ -239,7 +239,11 @@ WRONG = {
         nn.Conv(4, (3,), input_dilation=2, padding=[(1, 1)]),
         "input_dilation=1",
     ),
-    "channels_last": (lambda x: hk.Conv1D(6, 3, data_format="NCW")(x), nn.Conv(6, (3,)), "no such setting: change the source's data_format"),
+    "channels_last": (
+        lambda x: hk.Conv1D(6, 3, data_format="NCW")(x),
+        nn.Conv(6, (3,)),
+        "no such setting: change the source's data_format",
+    ),
 }
 
 

@@ -65,8 +65,10 @@ OPTIMIZERS = {
     "ema": optax.chain(optax.ema(0.9), optax.scale(-1e-2)),
     "apply_if_finite": optax.apply_if_finite(optax.adam(1e-2), 3),
 }
+CONTROL_FLOW = {"MultiSteps", "apply_if_finite"}  # eagerly, each update would compile its branches anew
 # A norm over several entries sums in the order of the tree, which differs between the frameworks.
-SUMS = {"chain with a norm": 1e-5, "lamb": 1e-5}
+# Compiled code may contract a multiplication and an addition in one place and not in another.
+TOLERANCE = {"chain with a norm": 1e-5, "lamb": 1e-5, "MultiSteps": 1e-6, "apply_if_finite": 1e-6}
 
 
 def start(spec, seed):
@@ -101,10 +103,13 @@ def convert_params(plan, src, dst, params, state):
 
 @pytest.mark.parametrize(
     ("name", "direction"),
-    [(name, "haiku to linen") for name in OPTIMIZERS] + [(n, "linen to haiku") for n in ("adam", "masked", "MultiSteps")],
+    [(name, "haiku to linen") for name in OPTIMIZERS]
+    + [(n, "linen to haiku") for n in ("adam", "masked", "MultiSteps")],
 )
 def test_ten_more_updates_equal_the_sources(name, direction):
     tx = OPTIMIZERS[name]
+    if name in CONTROL_FLOW:
+        tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
     plan, src, dst = (PLAN, SRC, DST) if direction == "haiku to linen" else (BACK, DST, SRC)
     state = start(src, 0)
     params = params_of(src, state)
@@ -117,7 +122,7 @@ def test_ten_more_updates_equal_the_sources(name, direction):
     theirs, _ = train(tx, theirs, converted, range(4, 14))
     wanted = convert_params(plan, src, dst, params, state)
     for got, want in zip(jax.tree.leaves(theirs), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(got, want, rtol=SUMS.get(name, 0), atol=0)
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE.get(name, 0), atol=0)
 
 
 def test_a_fresh_state_would_show():
@@ -140,7 +145,7 @@ def small(ops, src_shape, dst_shape, leaf="w"):
 
 
 def test_adafactor_unreshaped():
-    plan, src, dst = small([], (130, 140), (130, 140))
+    plan, src, _ = small([], (130, 140), (130, 140))
     tx = optax.adafactor(1e-2)
     params, opt = train(tx, src, tx.init(src), range(3))
     theirs = {"k": params["w"]}
@@ -166,7 +171,7 @@ def test_adafactor_that_might_factor_only_the_target_is_refused():
 
 
 def test_unfactored_adafactor_under_a_squeeze():
-    plan, src, dst = small(["reshape"], (1, 1, 1, 5), (5,))
+    plan, src, _ = small(["reshape"], (1, 1, 1, 5), (5,))
     tx = optax.adafactor(1e-2)
     params, opt = train(tx, src, tx.init(src), range(3))
     theirs = {"k": params["w"].reshape(5)}
@@ -230,7 +235,7 @@ def test_parameters_are_aligned_strictly():
     opt = optax.adam(1.0).init(params)
     with pytest.raises(StructureError, match="'params/extra'"):
         PLAN.optimizer(opt, {**params, "extra": jnp.ones(1)}, theirs)
-    with pytest.raises(StructureError, match="comes from nothing|is not in dst_params"):
+    with pytest.raises(StructureError, match=r"comes from nothing|is not in dst_params"):
         PLAN.optimizer(opt, params, {k: v for k, v in theirs.items() if k != "Dense_0"})
     wrong = jax.tree.map(lambda x: x, theirs)
     wrong["Dense_0"]["bias"] = jnp.ones(7)

@@ -1,0 +1,77 @@
+"""Placement: paired where there is no doubt, reported where there is."""
+
+import pytest
+
+from bridges.mapping._place import place
+
+
+def layers(text):
+    """`path:like path:like …`."""
+    return dict(item.rsplit(":", 1) for item in text.split())
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "pairs"),
+    [
+        ("linear:a", "Dense_0:a", "linear>Dense_0"),
+        ("net/~/linear:a net/~/linear_1:a", "Dense_0:a Dense_1:a", "net/~/linear>Dense_0 net/~/linear_1>Dense_1"),
+        ("a/w:x a/b:y", "b/W:x b/B:y", "a/w>b/W a/b>b/B"),
+        # numbers, not letters
+        ("l_2:a l_10:a", "D_2:a D_10:a", "l_2>D_2 l_10>D_10"),
+        ("l:a l_1:a l_9:a l_10:a", "D_0:a D_1:a D_2:a D_3:a", "l>D_0 l_1>D_1 l_9>D_2 l_10>D_3"),
+        # a level that only one end has, beside other layers
+        (
+            "conv:c mlp/~/linear_0:a mlp/~/linear_1:a",
+            "Conv_0:c Dense_0:a Dense_1:a",
+            "conv>Conv_0 mlp/~/linear_0>Dense_0 mlp/~/linear_1>Dense_1",
+        ),
+        # blocks in order, each with its own order inside
+        (
+            "r/block_0/~/c_0:a r/block_0/~/c_1:a r/block_1/~/c_0:a r/block_1/~/c_1:a",
+            "B_0/C_0:a B_0/C_1:a B_1/C_0:a B_1/C_1:a",
+            "r/block_0/~/c_0>B_0/C_0 r/block_0/~/c_1>B_0/C_1 r/block_1/~/c_0>B_1/C_0 r/block_1/~/c_1>B_1/C_1",
+        ),
+        # shapes alone
+        ("enc:a dec:b", "Dense_0:b Dense_1:a", "enc>Dense_1 dec>Dense_0"),
+        # names alone
+        ("query:a key:a", "key:a query:a", "query>query key>key"),
+        # NNX lists
+        (
+            "mlp/~/linear_0:a mlp/~/linear_1:a",
+            "layers/0:a layers/1:a",
+            "mlp/~/linear_0>layers/0 mlp/~/linear_1>layers/1",
+        ),
+        # a module with parameters of its own and layers below
+        ("net:p net/linear:a net/linear_1:a", ":p Dense_0:a Dense_1:a", "net> net/linear>Dense_0 net/linear_1>Dense_1"),
+    ],
+)
+def test_pairs(src, dst, pairs):
+    found, doubts = place(layers(src), layers(dst))
+    assert {f"{s}>{d}" for s, d, _ in found} == set(pairs.split())
+    assert not doubts
+
+
+@pytest.mark.parametrize(
+    ("src", "dst"),
+    [
+        ("left:a right:a", "Dense_0:a Dense_1:a"),
+        ("l:a l_1:a l_2:b", "D_0:a D_1:b D_2:a"),  # the sequences differ, so the numbers mean nothing
+        ("mlp/~/l_0:a mlp/~/l_1:a mlp_1/~/l_0:a mlp_1/~/l_1:a", "D_0:a D_1:a D_2:a D_3:a"),
+        ("l:a l_1:a", "D_0:a D_1:a E_0:a E_1:a"),
+    ],
+)
+def test_doubts_are_reported_and_not_decided(src, dst):
+    found, doubts = place(layers(src), layers(dst))
+    assert doubts
+    assert not [p for p in found if layers(src)[p[0]] == "a"]
+
+
+def test_what_has_no_counterpart_is_left_over():
+    found, doubts = place(layers("a:x b:y"), layers("c:x"))
+    assert [(s, d) for s, d, _ in found] == [("a", "c")] and not doubts
+    assert place({}, {}) == ([], [])
+
+
+def test_below_a_given_pair_of_modules():
+    found, _ = place(layers("enc/l:a enc/l_1:a"), layers("E/D_0:a E/D_1:a"), "enc", "E")
+    assert {(s, d) for s, d, _ in found} == {("enc/l", "E/D_0"), ("enc/l_1", "E/D_1")}
