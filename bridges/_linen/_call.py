@@ -138,8 +138,11 @@ def no_method(cls: type, name: str) -> str:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf of the arguments is an array (a tracer, an abstract array), rather than static."""
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+    """Whether a leaf of the arguments is an array (a tracer, an abstract array), rather than a static Python value.
+
+    NumPy's scalars are static: `np.bool_` is a flag to those who compute their flags with NumPy.
+    """
+    return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
 def abstract_key() -> jax.ShapeDtypeStruct:

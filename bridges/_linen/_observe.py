@@ -54,9 +54,11 @@ class Spy:
       sown: Paths of variables sown, whether or not their collection was mutable.
       touched: Paths of variables that were asked for by name.
       streams: Names of random streams drawn from or asked for.
+      stock: Whether all modules seen are flax's own.
     """
 
     def __init__(self) -> None:
+        self.stock = True
         self.sown: set[str] = set()
         self.touched: set[str] = set()
         self.streams: set[str] = set()
@@ -77,6 +79,7 @@ class Spy:
 
     def watch(self, module: nn.Module) -> None:
         """Shadows the methods to be noted on a bound module, unless the module has attributes of these names."""
+        self.stock = self.stock and type(module).__module__.startswith("flax.")
         for name, note in self._notes.items():
             if name not in module.__dict__ and callable(getattr(type(module), name, None)):
                 object.__setattr__(module, name, functools.partial(_noted, note, module, getattr(module, name)))
@@ -88,15 +91,15 @@ def _noted(note: Callable[..., None], module: Any, method: Callable[..., Any], *
     return method(*args, **kwargs)
 
 
-def settle(attempt: Callable[[Traits], Any], entries: Iterable[str], fixed: bool) -> Settled:
+def settle(attempt: Callable[[Traits], Any], known: Traits, entries: Iterable[str], fixed: bool) -> Settled:
     """Runs a call, again if need be, until it is given all that it needs.
 
     Args:
       attempt: Runs the call with the given traits, leaving out entries that these say are sown.
+      known: What to begin with.
       entries: Paths of the entries that there are.
       fixed: Whether the caller said what is mutable, so that a modification of anything else is an error.
     """
-    known = Traits()
     while True:
         spy = Spy()
         try:

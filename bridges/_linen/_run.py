@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import errors as flax_errors
 from flax import linen as nn
@@ -19,7 +20,7 @@ from flax.core import DenyList
 from bridges._linen._call import Call
 from bridges._linen._keys import Keys
 from bridges._linen._observe import RECORDED, Settled, Spy, Traits, modified_collection, settle
-from bridges._linen._structure import Expected, Template, at, check_known, needs_model
+from bridges._linen._structure import Expected, Template, at, check_known, expect, needs_model
 from bridges._linen._variables import entry_of, kind_of, leaves
 from bridges.core import _flat
 from bridges.core._context import Context
@@ -39,6 +40,11 @@ _MISSING = (
     flax_errors.ScopeVariableNotFoundError,
     flax_errors.ScopeParamShapeError,
 )
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 @dataclasses.dataclass
@@ -46,13 +52,13 @@ class Learned:
     """What is known of the calls of one signature.
 
     Attributes:
-      expected: What `init` makes for such a call; None while it was not needed.
+      expected: What `init` makes for such a call; None while it was not needed, False if it cannot be said.
       traits: What the call does; None until one was run.
       templates: How sets of entries nest.
       checked: The sets of entries that such a call was found to be fine with.
     """
 
-    expected: Expected | None = None
+    expected: Expected | Literal[False] | None = None
     traits: Traits | None = None
     templates: dict[Any, Template] = dataclasses.field(default_factory=dict)
     checked: set[Any] = dataclasses.field(default_factory=set)
@@ -85,7 +91,7 @@ class Memory:
         """Returns an expectation of the same method that these entries meet, whatever the inputs' shapes were."""
         for key, learned in list(self.calls.items()):
             expected = learned.expected
-            if expected is None or key[0][0] != call.method or not expected.entries.keys() <= entries.keys():
+            if not expected or key[0][0] != call.method or not expected.entries.keys() <= entries.keys():
                 continue
             if all(np.shape(entries[path]) == want.shape for path, want in expected.entries.items()):
                 return expected
@@ -106,7 +112,7 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, mu
     learned = memory.of(call, mutable)
     present = ctx.under(where) if where else dict(ctx.items())
     kinds = _kept(ctx, where, present)
-    if ctx.create and (learned.expected is None or not learned.expected.entries.keys() <= kinds.keys()):
+    if ctx.create and (not learned.expected or not learned.expected.entries.keys() <= kinds.keys()):
         if not kinds:
             return _create(ctx, where, memory, call, keys, learned, mutable)
         _complete(ctx, where, call, keys, learned, kinds)
@@ -155,20 +161,21 @@ def _create(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, le
         collection = _flat.split(path)[0]
         ctx.write(at(where, path), value, kind_of(collection, traits.sows(path), **metadata))
     kept = {col: tree for col, tree in variables.items() if col != RECORDED}
-    learned.expected = Expected.of(kept, spy.sown)
+    learned.expected = Expected.of(kept, spy)
     if learned.traits is None and any(not path.startswith("params/") for path in learned.expected.entries):
         present = ctx.under(where) if where else dict(ctx.items())
         run = _Run(ctx, where, memory, call, mutable, keys, learned, present, _kept(ctx, where, present))
         with contextlib.suppress(Exception):  # The first call will say what is wrong, if it is made this way at all.
-            learned.traits = run.rehearse().traits
+            settled = run.rehearse()
+            learned.traits = None if settled is None else settled.traits
     return out
 
 
 def _complete(ctx: Context, where: str, call: Call, keys: Keys, learned: Learned, kinds: Mapping[str, Kind]) -> None:
     """Makes the variables of a call that are not there yet; those that are stay as they are."""
-    spy = Spy()
-    with keys.explained(), _watching(spy):
-        learned.expected = Expected.of(call.abstract_init(keys.abstract()), spy.sown)
+    learned.expected = expect(call, keys.abstract()) or False
+    if not learned.expected:
+        return  # Such a call cannot begin with nothing; if something is missing it says so.
     check_known(call, kinds, learned.expected, where)
     missing = learned.expected.entries.keys() - kinds.keys()
     if not missing:
@@ -200,12 +207,19 @@ class _Run:
         self.mutable, self.learned, self.present, self.kinds = mutable, learned, present, kinds
         self.traits = learned.traits or Traits()
 
+    @property
+    def name(self) -> str:
+        """The module's class and where it is, for errors."""
+        return type(self.call.model).__name__ + (f" at {self.where!r}" if self.where else "")
+
     def __call__(self) -> tuple[Any, Any]:
         learned, kinds = self.learned, self.kinds
         if learned.expected is None and needs_model(kinds):
             learned.expected = self.memory.fitting(self.call, self.present) or self._expect()
-        if learned.expected is not None:
-            self._check_shapes(learned.expected)
+        if learned.expected and (wrong := learned.expected.misshapen(self.present)):
+            # Perhaps another batch than the one that the expectation was made for.
+            wrong = (self._expect() or learned.expected).misshapen(self.present)
+            _flat.check_shapes([(at(self.where, path), value, want) for path, value, want in wrong])
         if learned.traits is not None and self._checked():
             try:
                 return self._apply(self.call, learned.traits, self.present, self.keys.draw(learned.traits.streams))
@@ -216,22 +230,20 @@ class _Run:
     def _checked(self) -> bool:
         """Whether there are no entries but those that such a call was found to be fine with."""
         checked, expected, paths = self.learned.checked, self.learned.expected, tuple(self.kinds)
-        if paths not in checked and expected is not None and expected.entries.keys() <= self.kinds.keys():
+        if paths not in checked and expected and expected.entries.keys() <= self.kinds.keys():
             check_known(self.call, paths, expected, self.where)
             checked.add(paths)
         return paths in checked
 
     def _learn(self) -> tuple[Any, Any]:
         """Finds out what the call does, in abstract where it has state that it might modify, and runs it."""
-        if self._stateful():
-            settled = self.rehearse()
+        settled = self.rehearse() if self._stateful() else None
+        if settled is not None:
             result = self._apply(self.call, settled.traits, self.present, self.keys.draw(settled.traits.streams))
         else:
             with self.keys.trial() as release:
                 keys = self.keys.draw(None)
-                settled = settle(
-                    lambda t: self._apply(self.call, t, self.present, keys), list(self.kinds), self.mutable is not None
-                )
+                settled = self._settle(self.call, self.present, keys)
                 release(settled.traits.streams)
             result = settled.result
         kept = [path for path in self.kinds if not settled.traits.sows(path)]
@@ -239,7 +251,7 @@ class _Run:
             any(_flat.under(path, variable) for variable in settled.touched) for path in kept
         ):
             self.learned.expected = self._expect()
-        if self.learned.expected is not None:
+        if self.learned.expected:
             check_known(self.call, kept, self.learned.expected, self.where)
         self.learned.traits = self.traits = settled.traits
         self.learned.checked.add(tuple(self.kinds))
@@ -248,17 +260,28 @@ class _Run:
     def _stateful(self) -> bool:
         return any(not path.startswith("params/") for path in self.kinds)
 
-    def rehearse(self) -> Settled:
-        """Finds out what the call does without running it, so that no attempt at it leaves anything in the trace."""
+    def _settle(self, call: Call, entries: Mapping[str, Any], keys: Any) -> Settled:
+        recorded = {_flat.split(path)[0] for path in self.present if path not in self.kinds and "/" in path}
+        begin = Traits(mutable=Traits().mutable | recorded)
+        paths = list(self.kinds)
+        return settle(lambda t: self._apply(call, t, entries, keys), begin, paths, self.mutable is not None)
+
+    def rehearse(self) -> Settled | None:
+        """Finds out what the call does without running it, so that no attempt at it leaves anything in the trace.
+
+        None if the call looks at the values of its inputs, as an eager one may.
+        """
         keys = self.keys.abstract()
         entries = {path: self.present[path] for path in self.kinds}
         found: list[Settled] = []
 
         def dry(call: Call, entries: Mapping[str, Any], keys: Any) -> None:
-            settled = settle(lambda t: self._apply(call, t, entries, keys), list(entries), self.mutable is not None)
-            found.append(dataclasses.replace(settled, result=None))
+            found.append(dataclasses.replace(self._settle(call, entries, keys), result=None))
 
-        self.call.abstract(dry, entries, keys)
+        try:
+            self.call.abstract(dry, entries, keys)
+        except _CONCRETE:
+            return None
         return found[-1]
 
     def _apply(self, call: Call, traits: Traits, entries: Mapping[str, Any], keys: Any) -> tuple[Any, Any]:
@@ -285,17 +308,8 @@ class _Run:
             return mutable
         return {mutable, *_recorded(traits)} if isinstance(mutable, str) else {*mutable, *_recorded(traits)}
 
-    def _expect(self) -> Expected:
-        spy = Spy()
-        with _watching(spy):
-            variables = self.call.abstract_init(self.keys.abstract())
-        return Expected.of(variables, spy.sown)
-
-    def _check_shapes(self, expected: Expected) -> None:
-        wrong = expected.misshapen(self.present)
-        if wrong:  # Perhaps another batch than the one that the expectation was made for.
-            wrong = self._expect().misshapen(self.present)
-        _flat.check_shapes([(at(self.where, path), value, want) for path, value, want in wrong])
+    def _expect(self) -> Expected | Literal[False]:
+        return expect(self.call, self.keys.abstract()) or False
 
     def write(self, updates: Any) -> None:
         """Writes what the call left in the mutable collections."""
@@ -314,11 +328,8 @@ class _Run:
 
     def explain(self, err: Exception) -> Exception:
         """Returns the error that says in our words, with paths, what Linen found missing or misshapen."""
-        name = type(self.call.model).__name__
-        try:
-            expected = self._expect().entries
-        except Exception:  # The model cannot be initialised with these inputs; Linen's own words have to do.
-            expected = {}
+        known = self._expect()
+        expected = known.entries if known else {}  # If there are none, Linen's own words have to do.
         if isinstance(err, flax_errors.ScopeParamShapeError):
             wrong = [
                 f"{at(self.where, path)!r}: got {describe(self.present[path])}, wanted {describe(want)}"
@@ -326,7 +337,7 @@ class _Run:
                 if path in self.present and np.shape(self.present[path]) != want.shape
             ]
             return EntryShapeError(
-                f"Entries of {name} do not have the shapes that its call with these inputs wants:\n"
+                f"Entries of {self.name} do not have the shapes that its call with these inputs wants:\n"
                 + listing(wrong or [str(err)])
                 + "\nConvert the values, give the module the sizes they have, or check the shape of the inputs."
             )
@@ -340,7 +351,7 @@ class _Run:
         ]
         lines += [f"unexpected {at(self.where, path)!r}" for path in extra] if missing else [otherwise]
         return MissingEntryError(
-            f"The state lacks entries that {type(self.call.model).__name__} at {self.where!r} needs:\n"
+            f"The state lacks entries that {self.name} needs:\n"
             + listing(lines)
             + "\nLoad them, or create them: state = bridges.init(fn)(state, *args, seed=0)"
             + (f" with a function that calls {self.where!r} this way." if self.where else ".")
@@ -367,7 +378,7 @@ def _explained(run: _Run) -> Iterator[None]:
         raise run.explain(err) from err
     except flax_errors.ModifyScopeVariableError as err:
         raise PermissionsError(
-            f"The call of {type(run.call.model).__name__} at {run.where!r} modifies the collection"
+            f"The call of {run.name} modifies the collection"
             f" {modified_collection(err)!r}, and mutable={run.mutable!r} was passed. Add the collection, or leave mutable="
             " out: what the call modifies is then written back."
         ) from err

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax.core import FrozenDict
 
 from bridges._linen._call import Call, is_array, public_methods
+from bridges._linen._observe import Spy
 from bridges._linen._variables import entry_of, is_leaf, leaf_of, leaves
 from bridges.core import _flat
 from bridges.core._errors import StructureError, hint, listing
@@ -64,34 +66,39 @@ class Expected:
     Attributes:
       entries: Path -> array or `jax.ShapeDtypeStruct`; what is sown is not among them.
       parts: Path -> abstract value of variables that are no plain arrays.
+      stock: Whether all modules involved are flax's own.
+      fixed: Path -> shape, of the entries whose shape has to be checked here: Linen does so for `params`, and some follow
+        the inputs.
     """
 
     entries: Mapping[str, Any]
     parts: Mapping[str, Any]
+    stock: bool
+    fixed: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, variables: Any, sown: Iterable[str] = ()) -> Expected:
-        """Returns what is expected, from variables with arrays or abstract arrays."""
+    def of(cls, variables: Any, spy: Spy) -> Expected:
+        """Returns what is expected, from the (abstract) variables that `init` made and the spy that watched it."""
         variables = dict(variables)
         entries = {path: entry_of(leaf)[0] for path, leaf in leaves(variables).items()}
-        for variable in sown:
+        for variable in spy.sown:
             entries = {path: value for path, value in entries.items() if not _flat.under(path, variable)}
         parts = {
             path: part
             for path, part in _flat.flatten(variables, _is_part).items()
             if not is_array(part) and not is_leaf(part)
         }
-        return cls({path: jax.ShapeDtypeStruct(*_shape(value)) for path, value in entries.items()}, parts)
+        shapes = {path: jax.ShapeDtypeStruct(*_shape(value)) for path, value in entries.items()}
+        free = ("params", *_INPUT_SHAPED)
+        fixed = {p: s.shape for p, s in shapes.items() if p.partition(_flat.SEPARATOR)[0] not in free}
+        return cls(shapes, parts, spy.stock, fixed)
 
     def misshapen(self, entries: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Returns (path, value, wanted) of entries outside of `params` whose shape is not the expected one."""
+        """Returns (path, value, wanted) of the entries to be checked whose shape is not the expected one."""
         return [
-            (path, entries[path], want)
-            for path, want in self.entries.items()
-            if path in entries
-            and not path.startswith("params/")
-            and path.partition(_flat.SEPARATOR)[0] not in _INPUT_SHAPED
-            and np.shape(entries[path]) != want.shape
+            (path, entries[path], self.entries[path])
+            for path, shape in self.fixed.items()
+            if path in entries and np.shape(entries[path]) != shape
         ]
 
 
@@ -116,12 +123,26 @@ def needs_model(paths: Iterable[str]) -> bool:
     )
 
 
+def expect(call: Call, rngs: Any = None) -> Expected | None:
+    """Returns what `init` would make for a call; None if the model cannot be initialised by such a call.
+
+    A call that takes a step with what earlier ones have stored need not be one that `init` could begin with, and an eager
+    call may look at the values of its inputs. Where the arguments are wrong, the call itself will say so.
+    """
+    spy = Spy()
+    try:
+        with nn.intercept_methods(spy):
+            return Expected.of(call.abstract_init(rngs), spy)
+    except Exception:
+        return None
+
+
 def check_known(call: Call, paths: Iterable[str], expected: Expected, where: str) -> None:
     """Raises a `StructureError` if entries exist that no call of the module could use.
 
     Only a module with a single public method can be judged: another method could use them. The arguments decide too:
-    flags are tried both ways (auxiliary heads exist in training only), and where other Python values than flags are
-    passed, nothing is said.
+    flags are tried both ways (auxiliary heads exist in training only). Where arguments are optional or are other Python
+    values than flags, nothing is said, unless all modules are flax's own, whose variables do not depend on them.
 
     Args:
       call: The call at hand.
@@ -130,14 +151,14 @@ def check_known(call: Call, paths: Iterable[str], expected: Expected, where: str
       where: The wrapper's path.
     """
     unknown = [path for path in paths if path not in expected.entries]
-    if not unknown or not _judgeable(call):
+    if not unknown or len(public_methods(type(call.model))) != 1:
         return
-    for variant in _variants(call):
-        try:
-            made = Expected.of(variant.abstract_init()).entries
-        except Exception:  # This combination of flags is not one that the model knows.
-            continue
-        unknown = [path for path in unknown if path not in made]
+    variants = _variants(call, expected.stock)
+    if variants is None:
+        return
+    for variant in variants:
+        made = expect(variant)
+        unknown = [path for path in unknown if made is None or path not in made.entries]
         if not unknown:
             return
     missing = [path for path in expected.entries if path not in set(paths)]
@@ -149,30 +170,38 @@ def check_known(call: Call, paths: Iterable[str], expected: Expected, where: str
     )
 
 
-def _judgeable(call: Call) -> bool:
-    flags = (bool, type(None))
-    static = [leaf for leaf in jax.tree.leaves((call.args, dict(call.kwargs))) if not is_array(leaf)]
-    return len(public_methods(type(call.model))) == 1 and all(isinstance(leaf, flags) for leaf in static)
+def _variants(call: Call, stock: bool) -> list[Call] | None:
+    """Returns the call with its flags, given or by default, in all combinations (at most 32).
 
-
-def _variants(call: Call) -> Iterator[Call]:
-    """Yields the call with its flags, given or by default, in all other combinations; at most 32."""
-    method = getattr(type(call.model), call.method or "__call__") if not callable(call.method) else call.method
+    None where other Python values than flags decide, which cannot be tried; of `stock` modules these are left as they are.
+    """
+    method = call.method if callable(call.method) else getattr(type(call.model), call.method or "__call__", None)
     try:
-        bound = inspect.signature(method).bind(call.model, *call.args, **call.kwargs)
+        bound = inspect.signature(method).bind(call.model, *call.args, **call.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return
+        return None
     bound.apply_defaults()
-    flags = [name for name, value in bound.arguments.items() if isinstance(value, bool) or value is None]
-    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    given = dict(bound.arguments.get(extra, {})) if extra is not None else {}
-    loose = [name for name, value in given.items() if isinstance(value, bool)]
-    choices = itertools.product((True, False), repeat=len(flags) + len(loose))
-    for values in itertools.islice(choices, 32):
-        bound.arguments.update(zip(flags, values, strict=False))
-        if extra is not None:
-            bound.arguments[extra] = {**given, **dict(zip(loose, values[len(flags) :], strict=False))}
-        yield Call(call.model, call.method, bound.args[1:], bound.kwargs)
+    parameters = list(bound.signature.parameters.values())[1:]
+    variable = {p.kind: p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    named = {p.name: bound.arguments[p.name] for p in parameters if p.name not in variable.values()}
+    extra_name = variable.get(inspect.Parameter.VAR_KEYWORD)
+    extra = dict(bound.arguments[extra_name]) if extra_name is not None else {}
+    flags = [name for name, value in {**named, **extra}.items() if isinstance(value, bool)]
+    rest = [value for name, value in named.items() if name not in flags]
+    if not stock and (variable or not all(is_array(leaf) for leaf in jax.tree.leaves(rest, is_leaf=_is_none))):
+        return None
+    variants = []
+    for values in itertools.islice(itertools.product((True, False), repeat=len(flags)), 32):
+        chosen = dict(zip(flags, values, strict=True))
+        bound.arguments.update({name: value for name, value in chosen.items() if name in named})
+        if extra_name is not None:
+            bound.arguments[extra_name] = {**extra, **{n: v for n, v in chosen.items() if n in extra}}
+        variants.append(Call(call.model, call.method, bound.args[1:], bound.kwargs))
+    return variants
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
 
 
 def at(where: str, path: str) -> str:

@@ -144,6 +144,14 @@ def test_scan_of_a_layer_that_sows():
     close(after["net/intermediates/h/1"], ys[-1])
 
 
+@pytest.mark.xfail(strict=False, raises=br.EntryShapeError, reason="the core takes an Intermediate for a shared entry")
+def test_vmap_of_a_layer_that_sows():
+    net = FlaxModule(models.Sower, name="net")
+    state = br.init(net)({}, X, seed=0)
+    _, out = br.pure(lambda x: br.vmap(net)(x))(state, inputs(4, 2, 3))
+    assert out.shape == (4, 2, 3)
+
+
 def test_checkpoint_gives_the_same_gradient(convnet, net):
     _, state = convnet
 

@@ -684,6 +684,62 @@ def test_entries_that_another_call_uses_are_no_error():
     assert br.pure(several.encode)(below("net", variables), inputs(2, 4))[1].shape == (2, 2)
 
 
+def test_entries_that_an_optional_argument_would_use_are_no_error():
+    class Conditional(nn.Module):
+        @nn.compact
+        def __call__(self, x, label=None, mode="plain"):
+            x = nn.Dense(4, name="main")(x)
+            return x if label is None else x + nn.Dense(4, name="label")(label)
+
+    state = below("net", variables_of(Conditional(), X, X))
+    for net in (FlaxModule(Conditional, name="net"), FlaxModule(nn.Sequential([Conditional()]), name="net")):
+        if isinstance(net._linen, nn.Sequential):
+            state = br.State({p.replace("params/", "params/layers_0/"): v for p, v in state.items()})
+        assert br.pure(net)(state, X)[1].shape == (2, 4)
+        assert br.pure(net)(state, X, X)[1].shape == (2, 4)
+
+
+def test_entries_unknown_to_flaxs_own_layers_are_an_error_whatever_the_arguments():
+    for model, args in (
+        (nn.BatchNorm(use_running_average=True), ()),
+        (nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(3)]), ()),
+        (nn.MultiHeadDotProductAttention(1), (X,)),
+    ):
+        state = below("net", variables_of(model, X, *args))
+        assert br.pure(FlaxModule(model, name="net"))(state, X, *args)[1].shape == X.shape
+        state["net/params/other/kernel"] = X
+        with pytest.raises(br.StructureError, match=r"has no use for these entries:\n  - 'net/params/other/kernel'"):
+            br.pure(FlaxModule(model, name="net"))(state, X, *args)
+
+
+def test_flags_may_be_arrays_where_linen_takes_them():
+    model = models.ConvNet()
+    variables = variables_of(model, IMAGES)
+    net = FlaxModule(model, name="net")
+    for train in (jnp.bool_(True), np.bool_(True), jnp.bool_(False), np.bool_(False), jnp.bool_(True)):
+        after, out = br.pure(net)(below("net", variables), IMAGES, train=train, seed=KEY)
+        want, updated = model.apply(variables, IMAGES, train=train, rngs=KEY, mutable=["batch_stats"])
+        assert same(out, want) and same(native("net", after), {**variables, **updated})
+
+
+def test_a_method_that_cannot_be_initialised():
+    class Steps(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return self.variable("memory", "last", jnp.zeros_like, x).value
+
+        def step(self, x):
+            self.put_variable("memory", "last", self.get_variable("memory", "last") + x)
+
+    net = FlaxModule(Steps, name="net")
+    state = br.init(net)({}, X)
+    for create in (False, True):
+        after, _ = br.pure(net.step)(state, X, create=create)
+        assert same(after["net/memory/last"], X)
+    with pytest.raises(TypeError):  # As in Linen: there is nothing to add to.
+        br.pure(net.step)({}, X)
+
+
 def test_one_wrapper_serves_states_of_several_sizes():
     net = FlaxModule(models.ConvNet, name="net")
     for channels in (3, 5, 3):
