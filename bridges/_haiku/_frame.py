@@ -162,10 +162,13 @@ class Reader(Watch):
             module, leaf = where(context)
             if self._params.get(module, {}).get(leaf) is value:  # Haiku compares the shape, after other getters.
                 self.verified.add((PARAMS, module, leaf))
-            elif self._state.get(module, {}).get(leaf) is value and hasattr(value, "shape"):
-                if context.original_shape is not None and tuple(context.original_shape) == tuple(value.shape):
-                    self.verified.add((STATE, module, leaf))
+            elif self._state.get(module, {}).get(leaf) is value and _has_shape(value, context.original_shape):
+                self.verified.add((STATE, module, leaf))
         return next_getter(value)
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    return shape is not None and hasattr(value, "shape") and tuple(value.shape) == tuple(shape)
 
 
 class Filler(Reader):

@@ -115,7 +115,8 @@ def place(path: str) -> tuple[str, str, str] | None:
     >>> place('state/bn/~/mean_ema/average')
     ('state', 'bn/~/mean_ema', 'average')
     """
-    collection, *module, leaf = _flat.split(path)
+    collection, *rest = _flat.split(path) or ("",)
+    *module, leaf = rest or [""]
     if collection not in (PARAMS, STATE) or not module or any(_flat.SEPARATOR in segment for segment in module):
         return None
     return collection, _flat.SEPARATOR.join(module), leaf

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from bridges._haiku._abstract import abstract_init
 from bridges._haiku._part import Multi, Part, part_of
 from bridges._haiku._run import Call, Runner, init_explained
@@ -89,10 +91,11 @@ def apply(
       SeedError: The call draws and `rngs` is None.
     """
     part = part_of(model)
+    part.check(method)
     given = State(state)
     others = [name for name in rngs if name != "params"] if isinstance(rngs, Mapping) else []
     key = _pick(rngs, ("default", *others) if len(others) == 1 else ("default", "params"))
-    draw = None if key is None else lambda: key
+    draw = None if key is None else lambda: jax.random.PRNGKey(key) if isinstance(key, int) else key
     out, changed, _ = Runner(part).run(dict(given), draw, Call(method, (args, kwargs), part.name))
     return out, _updated(given, changed)
 
