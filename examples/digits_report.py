@@ -61,10 +61,10 @@ def draw(first, losses, path):
         title="Around the switch", xlim=(switch - 12, switch + 11), ylim=(near.min() / 1.2, near.max() * 1.2)
     )
     axes["off"].set(title="Distance from the run that never switched", ylabel="difference of the losses (0: at 1e-9)")
-    for panel in axes.values():
-        panel.axvline(switch - 0.5, color="#30343f", ls=":", lw=1.2)
-        panel.set(xlabel="training step")
-        panel.spines[["top", "right"]].set_visible(False)
+    for axis in axes.values():
+        axis.axvline(switch - 0.5, color="#30343f", ls=":", lw=1.2)
+        axis.set(xlabel="training step")
+        axis.spines[["top", "right"]].set_visible(False)
     axes["all"].annotate("the switch ", (switch - 0.5, max(first)), ha="right", va="top")
     axes["all"].legend(frameon=False, loc="upper right")
     axes["off"].legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.55))
