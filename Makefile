@@ -25,7 +25,7 @@ $(READY): pyproject.toml $(wildcard constraints/*.txt) $(STALE)
 	@.ci/venv $(VENV) "$(PYTHON)"
 
 demo: $(READY) ## Train in Haiku, convert, go on in Linen and in the core; the picture lands in demo-output/
-	$(BIN)/python examples/digits.py
+	JAX_PLATFORMS=cpu $(BIN)/python examples/digits.py
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)

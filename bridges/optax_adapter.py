@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import optax
 
-from bridges.core import BridgeError, MissingEntryError, Module, State, Variable, evaluate, grad, trainable
+from bridges.core import BridgeError, MissingEntryError, Module, State, Variable, context, evaluate, grad, trainable
 
 
 class OptState(Variable):
@@ -124,6 +124,24 @@ class OptaxModule(Module):
         new = optax.apply_updates(before, updates)
         self.put(new)
         return State(new, params.declared)
+
+    def load(self, state: Any) -> None:
+        """Writes an optimizer state that comes from elsewhere, such as `plan.optimizer` gives, in place of this one's.
+
+        Args:
+          state: What the optimizer's `init` gives for the params, which may be a `State` or a dictionary of paths in it.
+
+        Raises:
+          EntryShapeError: This optimizer's state has another structure.
+          CreateError: It has none yet and none may be created here.
+        """
+        entries = context().entries
+
+        def over_paths(node: Any) -> bool:
+            return type(node) is dict and bool(node) and all(path in entries for path in node)
+
+        found = jax.tree.map(lambda node: State(node) if over_paths(node) else node, state, is_leaf=over_paths)
+        self.put("state", found, kind=OptState)
 
     def _select(self, targets: Any) -> Callable[[Any], State]:
         def select(ctx: Any) -> State:

@@ -112,7 +112,7 @@ class Trainer(br.Module):
 
     def load(self, variables, opt_state):
         self.net.put(variables)
-        self.opt.put("state", opt_state)
+        self.opt.load(opt_state)
 
 
 trainer = Trainer()

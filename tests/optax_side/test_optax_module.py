@@ -191,6 +191,20 @@ def test_state_is_whole_in_a_fresh_module_over_a_plain_dict():
         np.testing.assert_array_equal(here[path], there[path], err_msg=path)
 
 
+@pytest.mark.parametrize("kind", [br.State, dict])
+def test_load_takes_a_state_that_was_made_elsewhere(kind):
+    fit = Fit(br.OptaxModule(optax.adam(1e-2)))
+    state = br.init(fit.train)({}, X, Y, seed=0)
+    params = kind({path: state[path] for path in ("fit/net/w", "fit/net/b")})
+    opt = optax.adam(1e-2)
+    _, native = opt.update(jax.tree.map(jnp.ones_like, params), opt.init(params), params)
+    loaded, _ = br.pure(lambda s: fit.opt.load(s))(state, native)
+    np.testing.assert_array_equal(loaded["opt/state/0/mu/fit/net/w"], native[0].mu["fit/net/w"])
+    assert jax.tree.structure(loaded) == jax.tree.structure(state)
+    with pytest.raises(br.EntryShapeError, match="another structure"):
+        br.pure(lambda s: fit.opt.load(s))(state, optax.sgd(1.0, momentum=0.9).init(params))
+
+
 def test_from_optax_and_names():
     adam = br.FromOptax(optax.adam)
     assert adam(1e-3, name="first").path == "first"
