@@ -18,7 +18,7 @@ from bridges.core._spec import Spec
 from bridges.mapping._agree import difference
 from bridges.mapping._identify import Found, cut, identify, like
 from bridges.mapping._mapping import Mapping
-from bridges.mapping._ops import Cast, shapes
+from bridges.mapping._ops import Abstract, Cast, Op, shapes, signature
 from bridges.mapping._place import place
 from bridges.mapping._plan import NOT_EXACT, Item, Plan, constant, resolve
 from bridges.mapping._rule import LayerRow, Rule
@@ -62,6 +62,7 @@ class _Planner:
             for row in part.layers:
                 rows.setdefault(row.type, row)
         self.rows = list(rows.values())
+        self.resolved: dict[Any, tuple[tuple[Abstract, ...], ...]] = {}
         self.placements: list[tuple[str, str, str]] = []
 
     def plan(self) -> Plan:
@@ -137,8 +138,11 @@ class _Planner:
             return None
         ends: list[tuple[str, ...]] = []
         indices = rule.indices if rule.dst else (None, None)
-        for number, pairs in zip(indices, (slots.get(0), there.get(0)), strict=True):
-            pairs = sorted(pairs or ()) if number else ()
+        for number, given in zip(indices, (slots, there), strict=True):
+            if not number:
+                ends.append(())
+                continue
+            pairs = sorted(given.get(0, ()))
             numbers = [n for n, _ in pairs]
             if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
                 self.problems.append(f"rule {rule}: the numbers {{{number}}} have gaps: {numbers}")
@@ -308,6 +312,15 @@ class _Planner:
             self.explained[0].update(src.leaves)
             self.explained[1].update(dst.leaves)
             return
+        if not rows and how != "given" and self.stock(src.path, dst.path):
+            joined = " and ".join(spec.layers[f.path].type for spec, f in ((self.src, src), (self.dst, dst)))
+            self.problems.append(
+                f"{src.path!r} and {dst.path!r} have the same leaves, but no convention says that {joined} mean the same by"
+                " them. If they do, say so under [modules]."
+            )
+            self.explained[0].update(src.leaves)
+            self.explained[1].update(dst.leaves)
+            return
         if not rows:
             for path in sorted(src.leaves - self.sources.keys()):
                 collection, _, leaf = cut(path)
@@ -324,6 +337,13 @@ class _Planner:
         for match in outcomes[0]:
             self.add(match)
         self.hyperparameters(self.rows[rows[0]], src.path, dst.path)
+
+    def stock(self, src: str, dst: str) -> bool:
+        """Whether these are layers of two different frameworks themselves, not of the user."""
+        ends = (self.src, src), (self.dst, dst)
+        types = [spec.layers[m].type if m in spec.layers else "" for spec, m in ends]
+        own = all(t.startswith(spec.framework + ".") for t, (spec, _) in zip(types, ends, strict=True))
+        return own and self.src.framework != self.dst.framework
 
     def row_matches(self, r: int, src: Found, dst: Found, how: str) -> list[_Match]:
         """Returns the matches of a row's rules for two layers."""
@@ -392,6 +412,15 @@ class _Planner:
         """Returns a hint; only for the first problems, since looking for near names takes time."""
         return hint(path, others) if len(self.problems) < 10 else ""
 
+    def stages(
+        self, ops: tuple[Op, ...], ins: list[Abstract], outs: list[Abstract]
+    ) -> tuple[tuple[Abstract, ...], ...]:
+        """Returns `resolve(ops, ins, outs)`, worked out once for all leaves of the same shapes."""
+        key = ops, tuple(signature(ins)), tuple(signature(outs))
+        if key not in self.resolved:
+            self.resolved[key] = resolve(ops, ins, outs)
+        return self.resolved[key]
+
     def item(self, match: _Match) -> Item | None:
         """Returns the match as an item of the plan, its shapes checked."""
         ins, outs = [self.ends[0][p] for p in match.sources], [self.ends[1][p] for p in match.targets]
@@ -400,7 +429,7 @@ class _Planner:
             ops = (Cast(str(outs[0].dtype)), *ops) if ins[0].dtype != outs[0].dtype else ops
         names = f"{' + '.join(map(repr, match.sources)) or 'fill'} -> {' + '.join(map(repr, match.targets)) or 'drop'}"
         try:
-            stages = resolve(ops, ins, outs) if ins and outs else (tuple(ins), tuple(outs))
+            stages = self.stages(ops, ins, outs) if ins and outs else (tuple(ins), tuple(outs))
             for spec in () if match.rule.value is None else (*ins, *outs):
                 constant(match.rule.value, spec)
         except MappingError as err:

@@ -284,6 +284,43 @@ def test_a_layer_with_borrowed_leaf_names_is_not_taken_for_another():
         conventions("haiku", "linen").plan(src, dst)
 
 
+def test_layers_without_a_convention_are_not_joined_by_their_names():
+    """RMSNorm has the leaf `scale` and another default epsilon in each framework."""
+    src = haiku_adapter.spec(lambda x: hk.RMSNorm(-1)(x), inputs(TEXT))
+    dst = linen_adapter.spec(nn.RMSNorm(), inputs(TEXT))
+    with pytest.raises(MappingError, match=r"no convention says that haiku\.RMSNorm and linen\.RMSNorm"):
+        conventions("haiku", "linen").plan(src, dst)
+    assert (Mapping.of(modules={"rms_norm": ""}) | conventions("haiku", "linen")).plan(src, dst).placements
+
+
+def test_lines_for_modules_that_hold_others():
+    def net(x):
+        for name in ("left", "right"):
+            with hk.name_scope(name):
+                x = jnp.tanh(hk.Linear(6)(jnp.tanh(hk.Linear(6)(x))))
+        return x
+
+    class Branch(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.tanh(nn.Dense(6)(jnp.tanh(nn.Dense(6)(x))))
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Branch(name="second")(Branch(name="first")(x))
+
+    x = inputs(TEXT)
+    src, dst = haiku_adapter.spec(net, x), linen_adapter.spec(Net(), x)
+    with pytest.raises(MappingError, match=r"fit each other in several ways.*\[modules\]"):
+        conventions("haiku", "linen").plan(src, dst)
+    mapping = Mapping.of(modules={"left": "first", "right": "second"}) | conventions("haiku", "linen")
+    plan = mapping.plan(src, dst)
+    assert ("right/linear_1", "second/Dense_1", "by order and shape") in plan.placements
+    old = randomised(src, 0)
+    assert_close(Net().apply(linen_adapter.unflatten(plan.forward(old), dst.native), x), run_hk(net, old, x))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_framework_to_itself_is_the_identity(name):
     *_, src, dst = specs(name)
