@@ -43,7 +43,7 @@ class _Step:
             inner = None if keys is None else Streams(keys, begin)
             ctx = outer.child(entries, inner, create=False, modify=modify and outer.modify)
             out = body.run(ctx, args, {})
-            used.append(inner)
+            used.append(None if inner is None else inner.tally())
             return Effects.of(ctx), out
 
         self.traced: Traced = trace(run, dict(outer.entries), self.keys, *args)

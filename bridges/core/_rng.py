@@ -92,6 +92,12 @@ class Streams:
             self.counters = dict(other.counters)
             self.drawn |= other.drawn
 
+    def tally(self) -> Streams:
+        """Returns the counters alone, without keys: what may outlive the trace that the keys belong to."""
+        tally = Streams({}, self.counters)
+        tally.drawn = self.drawn
+        return tally
+
     def stream(self, name: str) -> jax.Array:
         """Returns the key that the stream starts from."""
         self.drawn = True

@@ -176,7 +176,7 @@ def _differentiate(
         else:
             ctx, given = body.child({**body.outer.entries, **selected}), args
         out = body.run(ctx, given, kwargs)
-        used.append(ctx.streams)
+        used.append(None if ctx.streams is None else ctx.streams.tally())
         loss, aux = out if has_aux else (out, None)
         return loss, (Effects.of(ctx), aux)
 
@@ -224,7 +224,7 @@ def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def run(*args: Any) -> tuple[Effects, Any]:
             ctx = body.child()
             out = body.run(ctx, args, kwargs)
-            used.append(ctx.streams)
+            used.append(None if ctx.streams is None else ctx.streams.tally())
             return Effects.of(ctx), out
 
         effects, out = jax.checkpoint(run, **options)(*args)

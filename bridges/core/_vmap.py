@@ -93,7 +93,7 @@ def vmap(
             streams = None if folded is None else Streams(folded, counters)
             ctx = outer.child({**outer.entries, **stacked}, streams, create=False)
             out = run(ctx, args)
-            used.append(streams)
+            used.append(None if streams is None else streams.tally())
             effects = Effects.of(ctx)
             written = {**effects.created, **effects.modified}
             own = {path: value for path, value in written.items() if axis_of(path) is not None}

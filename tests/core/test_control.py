@@ -288,7 +288,7 @@ def test_weakly_typed_carries_are_promoted_as_jax_does():
     assert br.pure(lambda: br.while_loop(*loop))({})[1] == jax.lax.while_loop(*loop)
     body = lambda i, v: v * 3 + xs[i]  # noqa: E731
     assert br.pure(lambda: br.fori_loop(0, 3, body, 1))({})[1] == jax.lax.fori_loop(0, 3, body, 1)
-    branches = (lambda x: x * 2, lambda x: x + xs[0], 3)
+    branches = (lambda x: x * 2, lambda x: x + xs[0], 3.0)
     assert br.pure(lambda: br.cond(True, *branches))({})[1] == jax.lax.cond(True, *branches)
 
 
