@@ -61,6 +61,8 @@ class Spec:
 
 def abstract(value: Any) -> jax.ShapeDtypeStruct:
     """Returns shape and dtype of an array, a scalar or a `jax.ShapeDtypeStruct`, allocating nothing."""
+    if type(value) is jax.ShapeDtypeStruct:
+        return value
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         value = np.asarray(value)
     return jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)
