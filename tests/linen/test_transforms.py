@@ -20,8 +20,11 @@ X = inputs(2, 3)
 
 
 def close(a, b):
-    """Equal up to the rounding of float32 (the programs are the same, their fusion need not be)."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b)
+    """Equal up to the rounding of float32: the programs are the same, their fusion need not be.
+
+    The gradient of a bias before BatchNorm is zero but for rounding, beside others of order 1: hence the absolute part.
+    """
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), a, b)
 
 
 @pytest.fixture(scope="module")
