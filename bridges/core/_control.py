@@ -110,9 +110,7 @@ def _finish(outer: Context, written: dict[str, Any], steps: Sequence[_Step]) -> 
                 outer.streams.drawn |= step.streams.drawn
 
 
-def cond(
-    pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any
-) -> Any:
+def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
     """Returns `true_fun(*operands)` where `pred` holds, else `false_fun(*operands)`, as `jax.lax.cond`.
 
     Both functions may read, create and modify state; what only one modifies keeps its value in the other.

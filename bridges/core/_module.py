@@ -491,5 +491,3 @@ def get(name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **
     base = frame.path if frame is not None else ""
     path = f"{base}{SEPARATOR}{name}" if base else name
     return get_entry(ctx, path, ctor, args, kwargs, kind, {})
-
-

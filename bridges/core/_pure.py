@@ -56,9 +56,7 @@ def _run(
     flags: Mapping[str, Any] | None,
 ) -> tuple[Context, Any]:
     streams = seed if isinstance(seed, Streams) else Streams.of(seed)
-    ctx = Context(
-        _checked(state), streams=streams, create=create, modify=modify, flags=flags, root=_root(fn)
-    )
+    ctx = Context(_checked(state), streams=streams, create=create, modify=modify, flags=flags, root=_root(fn))
     with enter(Frame(ctx, None)):
         out = fn(*args, **kwargs)
     return ctx, out

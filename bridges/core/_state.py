@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from types import EllipsisType
 from typing import Any
 
 import jax
@@ -105,9 +104,7 @@ class Layout:
         self._hash: int | None = None
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, Layout) and self.paths == other.paths and self.kinds == other.kinds
-        )
+        return self is other or (isinstance(other, Layout) and self.paths == other.paths and self.kinds == other.kinds)
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -211,7 +208,9 @@ class State(MutableMapping[str, Any]):
         known = {**(entries.declared if isinstance(entries, State) else {}), **(kinds or {})}
         if any(not isinstance(path, str) for path in given):
             wrong = next(path for path in given if not isinstance(path, str))
-            raise StructureError(f"An entry of a State has a path, a string; got {wrong!r}. Flatten nested trees first.")
+            raise StructureError(
+                f"An entry of a State has a path, a string; got {wrong!r}. Flatten nested trees first."
+            )
         paths = tuple(sorted(given))
         self._layout = Layout(paths, tuple(known.get(p) for p in paths))
         self._values = [given[p] for p in paths]
@@ -326,9 +325,7 @@ class State(MutableMapping[str, Any]):
     # Filters ---------------------------------------------------------------------------------------------------------
 
     def _select(self, indices: list[int]) -> State:
-        layout = Layout(
-            tuple(self._layout.paths[i] for i in indices), tuple(self._layout.kinds[i] for i in indices)
-        )
+        layout = Layout(tuple(self._layout.paths[i] for i in indices), tuple(self._layout.kinds[i] for i in indices))
         return State._make(layout, [self._values[i] for i in indices], self._base)
 
     def _group(self, filters: tuple[Filter, ...]) -> tuple[list[list[int]], list[int]]:

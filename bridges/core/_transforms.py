@@ -301,7 +301,9 @@ class _After:
         """Returns where a call has left the child context and the frame."""
         streams = ctx.streams
         counters = None if streams is None else (tuple(sorted(streams.counters.items())), streams.drawn)
-        return cls(counters, frozenset(body.frame.names), tuple(sorted(ctx.declarations.items(), key=lambda item: item[0])))
+        return cls(
+            counters, frozenset(body.frame.names), tuple(sorted(ctx.declarations.items(), key=lambda item: item[0]))
+        )
 
     def commit(self, body: Body) -> None:
         """Brings the outer context and the frame there."""

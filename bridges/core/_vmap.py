@@ -43,7 +43,9 @@ def vmap(
     Raises:
       EntryShapeError: A shared entry is written with a value that differs between the members.
     """
-    axes = {only if isinstance(only, str) else only.path: axis for t, axis in (state_axes or {}).items() for only in each(t)}
+    axes = {
+        only if isinstance(only, str) else only.path: axis for t, axis in (state_axes or {}).items() for only in each(t)
+    }
 
     def axis_of(path: str) -> int | None:
         found = [prefix for prefix in axes if under(path, prefix)]

@@ -24,8 +24,8 @@ class Net(br.Module):
     depth: Optional[int] = None  # noqa: UP045
     mode: Literal["a", "b"] = "a"
     sizes: tuple[int, ...] = (1, 2)
-    layers: list[int] = [1]  # noqa: RUF012
-    table: dict[str, int] = {}  # noqa: RUF012
+    layers: list[int] = [1]
+    table: dict[str, int] = {}
     anything: Any = None
     seq: Sequence[int] = ()
     count: ClassVar[int] = 7
@@ -67,7 +67,9 @@ def test_a_missing_one_is_named():
 
 
 def test_an_unknown_one_is_named_with_what_there_is():
-    with pytest.raises(br.FieldError, match=r"(?s)no such arguments: .*'rat'.*Did you mean 'rate'.*Hyperparameters: size"):
+    with pytest.raises(
+        br.FieldError, match=r"(?s)no such arguments: .*'rat'.*Did you mean 'rate'.*Hyperparameters: size"
+    ):
         Net(size=1, rat=0.1)
 
 

@@ -27,7 +27,10 @@ def each_way(fn):
 
 @pytest.mark.parametrize("run", each_way(Net()))
 def test_creating_outside_of_init(run):
-    with pytest.raises(br.CreateError, match=r"'net/w' \(float32\[2,3\]\) does not exist and may not be created here.*bridges\.init.*create=True"):
+    with pytest.raises(
+        br.CreateError,
+        match=r"'net/w' \(float32\[2,3\]\) does not exist and may not be created here.*bridges\.init.*create=True",
+    ):
         run({}, jnp.zeros((2, 3)))
     with pytest.raises(br.CreateError, match="Did you mean 'net/v'"):
         run({"net/v": jnp.zeros(1)}, jnp.zeros((2, 3)))
@@ -35,13 +38,18 @@ def test_creating_outside_of_init(run):
 
 @pytest.mark.parametrize("run", each_way(Net()))
 def test_writing_another_shape(run):
-    with pytest.raises(br.EntryShapeError, match=r"'net/w' is float32\[2,3\] and was written with float32\[3,2\].*that shape, or initialise"):
+    with pytest.raises(
+        br.EntryShapeError,
+        match=r"'net/w' is float32\[2,3\] and was written with float32\[3,2\].*that shape, or initialise",
+    ):
         run(STATE, jnp.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("run", each_way(Net()))
 def test_writing_a_dtype_that_loses_more_than_precision(run):
-    with pytest.raises(br.EntryShapeError, match=r"'net/w' is float32\[2,3\] and was written with complex64\[2,3\].*Cast"):
+    with pytest.raises(
+        br.EntryShapeError, match=r"'net/w' is float32\[2,3\] and was written with complex64\[2,3\].*Cast"
+    ):
         run(STATE, jnp.zeros((2, 3), jnp.complex64))
     with pytest.raises(br.EntryShapeError, match=r"int32\[2,3\] and was written with float32"):
         run({"net/w": np.zeros((2, 3), np.int32)}, jnp.zeros((2, 3)))
@@ -67,7 +75,9 @@ def test_reading_what_is_not_there():
             return self.get("w")
 
     for run in each_way(Read()):
-        with pytest.raises(br.MissingEntryError, match=r"no state entry 'read/w'.*Did you mean 'read/v'.*bridges\.init"):
+        with pytest.raises(
+            br.MissingEntryError, match=r"no state entry 'read/w'.*Did you mean 'read/v'.*bridges\.init"
+        ):
             run({"read/v": jnp.ones(1)})
         with pytest.raises(KeyError):
             run({})

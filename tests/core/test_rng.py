@@ -23,7 +23,15 @@ def draws(fn, seed=0, **kwargs):
 
 @pytest.mark.parametrize(
     "seed",
-    [0, np.int64(3), np.uint32(7), jnp.int32(5), jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(1, impl="rbg")],
+    [
+        0,
+        np.int64(3),
+        np.uint32(7),
+        jnp.int32(5),
+        jax.random.key(0),
+        jax.random.PRNGKey(0),
+        jax.random.key(1, impl="rbg"),
+    ],
 )
 def test_seeds_of_every_form(seed):
     keys = br.pure(lambda: (br.rng(), br.rng("dropout"), br.rng()))({}, seed=seed)[1]
@@ -90,7 +98,9 @@ def test_streams_are_distinct_and_fall_back():
     assert len({tuple(k) for k in one}) == 3
     seeds = {"default": 1, "a": 2}
     both = br.pure(lambda: [jax.random.key_data(br.rng(s)).tolist() for s in ("a", "b")])({}, seed=seeds)[1]
-    other = br.pure(lambda: [jax.random.key_data(br.rng(s)).tolist() for s in ("a", "b")])({}, seed={**seeds, "a": 3})[1]
+    other = br.pure(lambda: [jax.random.key_data(br.rng(s)).tolist() for s in ("a", "b")])({}, seed={**seeds, "a": 3})[
+        1
+    ]
     assert both[0] != other[0] and both[1] == other[1]
 
 
@@ -176,7 +186,9 @@ def test_every_draw_is_of_its_own(lift, jitted):
     assert jax.tree.map(np.ravel, fn({}, seed=1)[1])[0] != values[0]
 
 
-@pytest.mark.parametrize("lift", [br.jit, br.checkpoint, lambda f: lambda: br.value_and_grad(lambda y: f() + y)(0.0)[0]])
+@pytest.mark.parametrize(
+    "lift", [br.jit, br.checkpoint, lambda f: lambda: br.value_and_grad(lambda y: f() + y)(0.0)[0]]
+)
 def test_transparent_transformations_do_not_change_a_draw(lift):
     class Net(br.Module):
         def __call__(self):
@@ -186,9 +198,7 @@ def test_transparent_transformations_do_not_change_a_draw(lift):
         def __call__(self):
             return draw(), draw(), draw()
 
-    np.testing.assert_array_equal(
-        br.pure(Net(name="net"))({}, seed=0)[1], br.pure(Plain(name="net"))({}, seed=0)[1]
-    )
+    np.testing.assert_array_equal(br.pure(Net(name="net"))({}, seed=0)[1], br.pure(Plain(name="net"))({}, seed=0)[1])
 
     class First(br.Module):
         def __call__(self):
