@@ -22,6 +22,7 @@ from bridges._linen._observe import Spy
 from bridges._linen._variables import entry_of, is_leaf, leaf_of, leaves
 from bridges.core import _flat
 from bridges.core._errors import StructureError, hint, listing
+from bridges.core._spec import abstract
 from bridges.core._state import Kind
 
 # Their shapes follow the inputs: a cache is as long as the sequence that made it, a perturbation as large as the batch.
@@ -84,11 +85,11 @@ class Expected:
         for variable in spy.sown:
             entries = {path: value for path, value in entries.items() if not _flat.under(path, variable)}
         parts = {
-            path: part
+            path: jax.tree.map(abstract, part)
             for path, part in _flat.flatten(variables, _is_part).items()
             if not is_array(part) and not is_leaf(part)
         }
-        shapes = {path: jax.ShapeDtypeStruct(*_shape(value)) for path, value in entries.items()}
+        shapes = {path: abstract(value) for path, value in entries.items()}
         free = ("params", *_INPUT_SHAPED)
         fixed = {p: s.shape for p, s in shapes.items() if p.partition(_flat.SEPARATOR)[0] not in free}
         return cls(shapes, parts, spy.stock, fixed)
@@ -100,13 +101,6 @@ class Expected:
             for path, shape in self.fixed.items()
             if path in entries and np.shape(entries[path]) != shape
         ]
-
-
-def _shape(value: Any) -> tuple[tuple[int, ...], Any]:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return tuple(value.shape), value.dtype
-    value = jax.eval_shape(lambda: jax.numpy.asarray(value))
-    return value.shape, value.dtype
 
 
 def _is_part(value: Any) -> bool:

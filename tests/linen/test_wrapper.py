@@ -901,6 +901,17 @@ def test_wrappers_are_copied(copied):
     assert same(br.pure(copied(net))(state, X)[1], want)
 
 
+def test_what_is_learned_holds_no_arrays():
+    net = FlaxModule(models.TupleCache, name="net")
+    with jax.checking_leaks():
+        state = br.init(net)({}, X, seed=0)
+        jax.jit(br.pure(net))(state, X)
+    (learned,) = net._memory.calls.values()
+    assert jax.tree.leaves(learned.expected.parts)
+    for tree in (learned.expected.entries, learned.expected.parts):
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(dict(tree)))
+
+
 def test_what_is_learned_does_not_grow_without_end():
     class Scale(nn.Module):
         def __call__(self, x, by):
