@@ -123,10 +123,10 @@ class Runner:
             self._complain(problems or {"missing": [str(err)]}, call, err)
             raise
 
-    def attempt(self, stored: Entries, draw: Draw | None, call: Call) -> Ran | None:
+    def attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran | None:
         """Returns what `run` returns, or None if the code asks for what is not stored."""
         try:
-            return self._attempt(stored, draw, call, False)
+            return self._attempt(stored, draw, call, create)
         except _Missing:
             return None
 
@@ -146,12 +146,15 @@ class Runner:
         except Exception as err:
             if _lacks_state(err):
                 raise _Missing(str(err)) from err
-            self._complain(self._problems(stored, call), call, err)
+            problems = self._problems(stored, call, True)
+            if "missing" in problems:
+                raise _Missing("; ".join(problems["missing"])) from err
+            self._complain(problems, call, err)
             _raise(explained(err, call.where, "in its call"), err)
         changed = self._changed(native[1], state, stored, reader.verified)
-        new = [] if create else [path for path in changed if path not in stored]
-        if new:
-            raise _Missing(", ".join(f"missing {call.prefix + path!r} ({describe(changed[path])})" for path in new))
+        fresh = {} if create else _new(native[1], state)
+        if fresh:
+            raise _Missing(", ".join(f"missing {call.prefix + p!r} ({describe(v)})" for p, v in fresh.items()))
         if any(shapes[p] != self._known.get(p) for p in stored if place(p) not in reader.verified):
             self._complain(self._problems(stored, call), call, None)
         self._known.update(shapes)
@@ -249,6 +252,12 @@ class Runner:
             + "; ".join(f"what is {'misshapen' if s == 'shape' else s}, {remedies[s]}" for s in problems)
             + "."
         ) from cause
+
+
+def _new(old: Any, new: Any) -> dict[str, Any]:
+    """Returns the state entries that only the new state has."""
+    added = {m: {leaf: v for leaf, v in inner.items() if leaf not in old.get(m, {})} for m, inner in new.items()}
+    return leaves({}, added) if any(added.values()) else {}
 
 
 def _missing(module: str, leaf: str, shape: Any, dtype: Any) -> Exception:

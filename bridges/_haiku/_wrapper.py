@@ -12,6 +12,7 @@ from bridges._haiku._part import Code, Multi, part_of
 from bridges._haiku._run import Call, Runner
 from bridges._haiku._tree import kind
 from bridges.core._context import Context, context
+from bridges.core._errors import SeedError
 from bridges.core._flat import SEPARATOR
 from bridges.core._module import Module, snake_case
 
@@ -91,7 +92,12 @@ class HaikuModule(Module):
         stored = ctx.under(path)
         done = runner.attempt(stored, draw, call) if ctx.create and stored else None
         if ctx.create and done is None:
-            self._make(ctx, stored, call)
+            try:
+                self._make(ctx, stored, call)
+            except SeedError:  # Nothing is lost where only state is missing that is made without a key.
+                done = runner.attempt(stored, draw, call, create=True) if stored and not ctx.has_seed else None
+                if done is None:
+                    raise
             stored = ctx.under(path)
         out, changed, made = done or runner.run(stored, draw, call, create=ctx.create)
         for entries in (made, changed):
