@@ -136,7 +136,9 @@ class Context:
     ):
         self._given = entries
         self._entries = dict(entries)
-        self._source = entries if isinstance(entries, State) else parent._source if parent is not None else None
+        self._source: State | None = entries if isinstance(entries, State) else None
+        if self._source is None and parent is not None:
+            self._source = parent._source
         self._kinds: dict[str, Kind] = parent._kinds if parent is not None else {}
         self._order: list[str] | None = None
         self._trace = trace_state()

@@ -77,7 +77,7 @@ def _settled(build: Callable[[Any], _Step], init: Any, carry: Callable[[_Step], 
     names = set() if frame is None else set(frame.names)
     step = build(init)
     given, out = jax.eval_shape(lambda x: x, init), carry(step)
-    if jax.tree.structure(given) != jax.tree.structure(out):
+    if jax.tree.structure(given) != jax.tree.structure(out):  # type: ignore[operator]
         return step, init  # JAX explains that better than anybody.
     promoted = jax.tree.map(_promoted, init, given, out)
     if all(a is b for a, b in zip(jax.tree.leaves(promoted), jax.tree.leaves(init), strict=True)):

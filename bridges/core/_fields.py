@@ -58,8 +58,7 @@ def collect(cls: type) -> dict[str, Field]:
         fields.update(vars(base).get("_own_fields", {}))
     own: dict[str, Field] = {}
     for name, annotation in inspect.get_annotations(cls).items():
-        text = annotation if isinstance(annotation, str) else ""
-        if typing.get_origin(annotation) is typing.ClassVar or annotation is typing.ClassVar or "ClassVar" in text:
+        if "ClassVar" in (annotation if isinstance(annotation, str) else repr(annotation)):
             continue
         if name in ("name", "path", "get", "put", "getm", "putm"):
             raise FieldError(f"{cls.__name__}: {name!r} is every module's own and cannot be a hyperparameter.")

@@ -180,7 +180,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         *parents, leaf = split(path)
         node = root
         for segment in parents:
-            child = node.get(segment)
+            child: Any = node.get(segment)
             if child is None and segment not in node:
                 child = node[segment] = {}
                 branches.add(id(child))

@@ -12,11 +12,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
-from bridges.core import _fields
 from bridges.core._context import (
     Context,
     Frame,
@@ -36,6 +35,7 @@ from bridges.core._errors import (
     hint,
     listing,
 )
+from bridges.core._fields import Field, collect, take, unbound, unknown
 from bridges.core._flat import SEPARATOR, flatten, under, unflatten
 from bridges.core._rng import SINGLE, Streams
 from bridges.core._state import Intermediate, Kind, State, Variable, kind_type
@@ -57,10 +57,10 @@ def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
         running = outer.context if outer is not None else None
         if running is not None and self._unnamed is None:
             running.claim(self)
-        names = None
-        if outer is not None and outer.module is self and outer.prefix == prefix:
-            if getattr(type(self), method.__name__, None) is not wrapper:  # Called with `super()`: one set of names.
-                names = outer.names
+        again = outer is not None and outer.module is self and outer.prefix == prefix
+        overridden = again and getattr(type(self), method.__name__, None) is not wrapper
+        # A method called with `super()` and the one that overrides it share one set of names.
+        names = outer.names if outer is not None and overridden else None
         try:
             with enter(Frame(running, self, (), prefix, names)), jax.named_scope(self._name or self._base_name):
                 return method(self, *args, **kwargs)
@@ -77,9 +77,11 @@ def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
 class ModuleType(type):
     """Collects the typed hyperparameters, lets every method enter its module's scope, and names new instances."""
 
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any):
+    _all_fields: dict[str, Field]
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> ModuleType:
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
-        cls._all_fields = _fields.collect(cls) if bases else {}
+        cls._all_fields = collect(cls) if bases else {}
         for key, value in namespace.items() if bases else ():
             if key in cls._all_fields or (key.startswith("__") and key != "__call__"):
                 continue
@@ -87,18 +89,18 @@ class ModuleType(type):
             if inspect.isfunction(value) and not hasattr(value, "_scoped"):
                 setattr(cls, key, _scoped(value, prefix))
             elif isinstance(value, property):
-                scoped = [f and _scoped(f, prefix) for f in (value.fget, value.fset, value.fdel)]
-                setattr(cls, key, property(*scoped, doc=value.__doc__))
+                fget, fset, fdel = (f and _scoped(f, prefix) for f in (value.fget, value.fset, value.fdel))
+                setattr(cls, key, property(fget, fset, fdel, value.__doc__))
         return cls
 
-    def __call__(cls, *args: Any, name: str | None = None, **kwargs: Any):
-        self = cls.__new__(cls)
+    def __call__(cls, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
+        self: Module = cls.__new__(cls)  # type: ignore[call-arg, arg-type, assignment]
         fill = object.__setattr__
         fill(self, "_children", {})
         fill(self, "_names", set())
         fill(self, "_structures", {})
         fill(self, "_path", None)
-        fill(self, "_fields", _fields.take(cls, cls._all_fields, args, kwargs))
+        fill(self, "_fields", take(cls, cls._all_fields, args, kwargs))
         frame = current_frame()
         root = frame is None or (frame.context is None and frame.module is None)
         fill(self, "_numbered", not root)
@@ -106,9 +108,9 @@ class ModuleType(type):
         # The place, without the context: a module may outlive the trace it was made in.
         fill(self, "_frame", frame and Frame(None, frame.module, frame.scopes, frame.prefix, frame.names))
         fill(self, "_name", None)
-        fill(self, "_base_name", cls._auto_name(args, kwargs) if name is None else "")
+        fill(self, "_base_name", type(self)._auto_name(args, kwargs) if name is None else "")
         if name is not None:
-            if not root:
+            if self._frame is not None and self._numbered:
                 _reserve(self._frame, check_name(name))
             fill(self, "_name", check_name(name))
         elif frame is not None and frame.module is not None and frame.module._unnamed is not None:
@@ -116,12 +118,12 @@ class ModuleType(type):
         fill(self, "_unnamed", [])
         with enter(Frame(frame.context if frame else None, self, names=self._names)):
             try:
-                self.__init__(*args, **kwargs)
+                self.__init__(*args, **kwargs)  # type: ignore[misc]
             except TypeError as err:
-                if problem := _fields.unbound(cls, args, kwargs):
-                    raise FieldError(_fields.unknown(cls, cls._all_fields, kwargs, problem)) from err
+                if problem := unbound(cls, args, kwargs):
+                    raise FieldError(unknown(cls, cls._all_fields, kwargs, problem)) from err
                 raise
-            for child in self._unnamed:  # Those that no attribute has named: in the order they were made.
+            for child in self._unnamed or ():  # Those that no attribute has named: in the order they were made.
                 child.name  # noqa: B018
         fill(self, "_unnamed", None)
         return self
@@ -194,7 +196,7 @@ class Module(metaclass=ModuleType):
     _base_name: str
     _name: str | None
     _path: str | None
-    _all_fields: dict[str, _fields.Field]
+    _all_fields: ClassVar[dict[str, Field]]
 
     @classmethod
     def _auto_name(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -446,7 +448,7 @@ def _assemble(ctx: Context, path: str, like: Any, kind: Kind | None) -> Any:
 def put_entry(ctx: Context, path: str, value: Any, kind: Kind | None, structures: dict[str, Any]) -> Any:
     """Writes an array, or a tree leaf by leaf, at a path; see `Module.put`."""
     structure = jax.tree.structure(value)
-    if structure == _LEAF:
+    if bool(structure == _LEAF):  # type: ignore[operator]
         if ctx.has_below(path):
             names = list(ctx.under(path))
             raise EntryShapeError(

@@ -42,7 +42,7 @@ class Variable:
         return dict(self._metadata)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._metadata == other._metadata  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._metadata == other._metadata
 
     def __hash__(self) -> int:
         return hash((type(self), self._metadata))
@@ -114,7 +114,7 @@ class Layout:
     def __repr__(self) -> str:
         return f"Layout({len(self.paths)} entries)"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Layout, (self.paths, self.kinds)
 
 
@@ -298,7 +298,7 @@ class State(MutableMapping[str, Any]):
         lines = ", ".join(f"{p!r}: {v!r}" for p, v in self.items())
         return f"State({{{lines}}})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return State._make, (self._layout, self._values, self._base)
 
     # Kinds -----------------------------------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ class State(MutableMapping[str, Any]):
         return states[0] if len(states) == 1 else states
 
 
-def _flatten_with_keys(state: State):
+def _flatten_with_keys(state: State) -> tuple[list[tuple[PathKey, Any]], Layout]:
     keys = [PathKey(path) for path in state._layout.paths]
     return list(zip(keys, state._values, strict=True)), state._layout
 

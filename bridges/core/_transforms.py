@@ -183,7 +183,7 @@ def _differentiate(
     with jax.named_scope("grad"):
         (loss, (effects, aux)), grads = jax.value_and_grad(run, has_aux=True)(selected)
     body.commit(effects, used[-1])
-    if by_argument:
+    if not isinstance(selected, State):
         return loss, aux, (selected[0] if single else selected), (grads[0] if single else grads)
     current = State._make(selected._layout, [body.outer.read(path) for path in selected])
     return loss, aux, current, grads
@@ -328,11 +328,13 @@ def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[...
     @functools.partial(jax.jit, **inner)
     @signed(fn, "where", "entries", "keys")
     def compiled(where: _Where, entries: dict[str, Any], keys: Any, /, *args: Any, **kwargs: Any) -> Any:
-        outer = where.body.outer
+        body = where.body
+        assert body is not None  # Set for as long as the call lasts.
+        outer = body.outer
         streams = None if keys is None else Streams(keys, outer.streams.counters)  # type: ignore[union-attr]
         ctx = outer.child(entries, streams, create=False)
-        out = where.body.run(ctx, args, kwargs)
-        return Effects.of(ctx), _After.of(where.body, ctx), out
+        out = body.run(ctx, args, kwargs)
+        return Effects.of(ctx), _After.of(body, ctx), out
 
     def call(*args: Any, **kwargs: Any) -> Any:
         body = Body(fn)

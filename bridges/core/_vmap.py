@@ -59,9 +59,9 @@ def vmap(
         args, spread = (*args, {i: x for i, x in enumerate(leaves) if getattr(x, "ndim", 0)}), (*spread, 0)
 
         def run(ctx: Context, args: tuple[Any, ...]) -> Any:
-            *args, named = args
+            named = args[-1]
             given = jax.tree.unflatten(treedef, [named.get(i, leaf) for i, leaf in enumerate(leaves)])
-            return body.run(ctx, args, given)
+            return body.run(ctx, args[:-1], given)
 
         sized = jax.vmap(lambda *_: jnp.zeros(()), spread, axis_size=axis_size)
         size = jax.eval_shape(sized, *args).shape[0]

@@ -251,7 +251,7 @@ def test_reading_state_inside_of_a_custom_rule():
 @pytest.mark.parametrize("length", [0, 1])
 def test_short_scans(length):
     xs = jnp.ones((length, 2))
-    state, (carry, ys) = br.pure(lambda: br.scan(lambda c, x: (c * weight() + count(), x), jnp.ones(2), xs))(
+    state, (_, ys) = br.pure(lambda: br.scan(lambda c, x: (c * weight() + count(), x), jnp.ones(2), xs))(
         {}, create=True
     )
     assert state["n"] == length and ys.shape == (length, 2)
@@ -295,7 +295,7 @@ def test_weakly_typed_carries_are_promoted_as_jax_does():
 def test_indices_have_the_type_that_jax_gives_them():
     for lower, upper in [(0, 2), (jnp.int8(0), jnp.int8(2)), (np.int16(0), np.int16(2)), (jnp.int32(-2), 0)]:
         body = lambda i, v: v + i * jnp.bfloat16(2)  # noqa: E731
-        got = br.pure(lambda lo=lower, up=upper: br.fori_loop(lo, up, body, jnp.bfloat16(0)))({})[1]
+        got = br.pure(lambda lo=lower, up=upper, body=body: br.fori_loop(lo, up, body, jnp.bfloat16(0)))({})[1]
         want = jax.lax.fori_loop(lower, upper, body, jnp.bfloat16(0))
         assert got == want and got.dtype == want.dtype
 

@@ -153,7 +153,7 @@ def test_generic_modules_and_local_types():
 
 def test_other_forms_of_annotation():
     ns = {
-        "a": typing.Union[int, str], "b": typing.Annotated[int, "positive"], "c": type, "d": type[int],
+        "a": int | str, "b": typing.Annotated[int, "positive"], "c": type, "d": type[int],
         "e": frozenset[int], "f": complex, "g": bool, "h": typing.Final[int], "i": jax.Array, "j": None,
     }  # fmt: skip
     cls = type("Forms", (br.Module,), {"__annotations__": ns})

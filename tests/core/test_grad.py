@@ -115,21 +115,21 @@ def test_with_respect_to_arguments():
     net = Net()
     state = made(net)
     expected = jax.grad(lambda x: br.pure(net.loss)(state, x, Y)[1])(X)
-    new, (loss, x, grads) = br.pure(lambda: br.grad(net.loss, 0)(X, Y))(state)
+    new, (_, x, grads) = br.pure(lambda: br.grad(net.loss, 0)(X, Y))(state)
     np.testing.assert_allclose(grads, expected, rtol=1e-5)
     assert x is X and new["net/norm/n"] == 1
     _, (_, both, grads) = br.pure(lambda: br.grad(net.loss, [0, 1])(X, Y))(state)
     assert len(both) == len(grads) == 2 and grads[1].shape == Y.shape
-    _, (loss, grads) = br.pure(lambda: br.value_and_grad(net.loss)(X, Y))(state)
+    _, (_, grads) = br.pure(lambda: br.value_and_grad(net.loss)(X, Y))(state)
     np.testing.assert_allclose(grads, expected, rtol=1e-5)
 
 
 def test_aux():
     net = Net()
     state = made(net)
-    _, (loss, params, grads, aux) = br.pure(lambda: br.grad(net.with_aux, [net], has_aux=True)(X, Y))(state)
+    _, (_, _, grads, aux) = br.pure(lambda: br.grad(net.with_aux, [net], has_aux=True)(X, Y))(state)
     assert aux["out"].shape == (4, 2) and list(grads) == PARAMS
-    _, ((loss, aux), grads) = br.pure(lambda: br.value_and_grad(net.with_aux, net, has_aux=True)(X, Y))(state)
+    _, ((_, aux), grads) = br.pure(lambda: br.value_and_grad(net.with_aux, net, has_aux=True)(X, Y))(state)
     assert aux["out"].shape == (4, 2) and list(grads) == PARAMS
 
 
@@ -164,7 +164,7 @@ def test_a_param_written_inside_the_loss_is_its_value_after_the_call():
 def test_targets_that_name_nothing():
     net = Net()
     state = made(net)
-    with pytest.raises(br.MissingEntryError, match="'net/enx'.*has no entries.*Did you mean"):
+    with pytest.raises(br.MissingEntryError, match=r"'net/enx'.*has no entries.*Did you mean"):
         br.pure(lambda: br.grad(net.loss, ["net/enx"])(X, Y))(state)
     with pytest.raises(br.MissingEntryError, match=r"(?i)module Net.*has no entries.*initialise"):
         br.pure(lambda: br.grad(lambda: 1.0, [net])())({})

@@ -38,8 +38,8 @@ def compiled():
 def test_creation_and_use_compile_the_step_once(compiled):
     step = br.jit(lambda x: net(x) * 1.5)
     net, state = Net(), {}
-    for i in range(3):
-        state, out = step(state, X, seed=0)
+    for _ in range(3):
+        state, _ = step(state, X, seed=0)
     assert state["net/n"] == 3
     assert sum("compiled" in name or "lambda" in name for name in compiled) == 1, compiled
 

@@ -502,7 +502,7 @@ def test_values_that_are_no_arrays_are_refused():
         def __call__(self):
             return self.get("w", lambda: "text")
 
-    with pytest.raises(br.StructureError, match="'net/w'.*str"):
+    with pytest.raises(br.StructureError, match=r"'net/w'.*str"):
         br.init(Net())({})
 
 

@@ -124,7 +124,7 @@ def test_compiling_and_creating_at_once():
     train = nj.jit(model.train)
     params = {}
     for _ in range(3):
-        params, loss = train(params, X, Y, seed=0)
+        params, _ = train(params, X, Y, seed=0)
     assert (params["model/bias"] != 0).all()
     created, _ = jax.jit(functools.partial(nj.pure(model.train), create=True))({}, X, Y, seed=0)
     assert set(created) == set(params)
@@ -148,7 +148,7 @@ def test_gradients_of_explicit_inputs_and_of_state():
 
     model = Model()
     state = nj.init(model.train)({}, X, Y)
-    new, loss = nj.pure(model.train)(state, X, Y)
+    new, _ = nj.pure(model.train)(state, X, Y)
     wanted = jax.grad(lambda p: ((X @ p["model/w"] + p["model/b"] - Y) ** 2).mean())(dict(state))
     for path in state:
         np.testing.assert_allclose(new[path], state[path] - 0.01 * wanted[path], rtol=1e-6)

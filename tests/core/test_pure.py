@@ -69,7 +69,7 @@ def test_jit_traces_once():
 
     net, state = Net(), made()
     run = jax.jit(br.pure(fn))
-    for i in range(4):
+    for _ in range(4):
         state, _ = run(state, X)
     assert count == 1 and state["net/n"] == 4
 
