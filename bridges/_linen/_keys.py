@@ -36,9 +36,14 @@ class Keys:
         """Returns the keys for one call: of the streams wanted, or of all (None)."""
         return self.rngs
 
-    def abstract(self) -> dict[str, Any] | None:
-        """Returns what stands for the keys of a call where nothing is computed."""
+    def abstract(self, wanted: frozenset[str] | None = None) -> dict[str, Any] | None:
+        """Returns what stands for the keys that `draw` gives where nothing is computed."""
         return dict.fromkeys(self.rngs, abstract_key()) if self.rngs else None
+
+    @property
+    def metered(self) -> bool:
+        """Whether it matters which keys are drawn."""
+        return False
 
     @contextmanager
     def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
@@ -84,18 +89,24 @@ class HostKeys(Keys):
         return {name: self.ctx.init_key(self.where, name) for name in names}
 
     def draw(self, wanted: frozenset[str] | None) -> dict[str, Any] | None:
-        if not self.ctx.has_seed or (wanted is not None and not wanted):
-            return None
-        names = self._names()
-        if not names:
-            return {"params": self.ctx.draw("params", self.where)}
-        if wanted is not None:
-            chosen = {name if name in names else "params" for name in wanted}
-            names = tuple(name for name in names if name in chosen)
-        return {name: self.ctx.draw(name, self.where) for name in names}
+        return {name: self.ctx.draw(name, self.where) for name in self._chosen(wanted)} or None
 
-    def abstract(self) -> dict[str, Any] | None:
-        return dict.fromkeys(self._names() or ("params",), abstract_key()) if self.ctx.has_seed else None
+    def abstract(self, wanted: frozenset[str] | None = None) -> dict[str, Any] | None:
+        return dict.fromkeys(self._chosen(wanted), abstract_key()) or None
+
+    @property
+    def metered(self) -> bool:
+        return self.ctx.has_seed
+
+    def _chosen(self, wanted: frozenset[str] | None) -> list[str]:
+        """Returns which of the streams given serve those wanted; `params` is what Linen falls back to."""
+        if not self.ctx.has_seed:
+            return []
+        names = self._names() or ("params",)
+        if wanted is None:
+            return list(names)
+        chosen = {name if name in names else "params" for name in wanted}
+        return [name for name in names if name in chosen]
 
     @contextmanager
     def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
@@ -106,8 +117,7 @@ class HostKeys(Keys):
         def release(used: frozenset[str]) -> None:
             if streams is None:
                 return
-            names = self._names()
-            kept = {name if name in names else "params" for name in used}
+            kept = self._chosen(used)
             for key in [k for k in streams.counters if k[1] == self.where and k[0] not in kept]:
                 if key in before:
                     streams.counters[key] = before[key]

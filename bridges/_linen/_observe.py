@@ -54,7 +54,8 @@ class Spy:
       sown: Paths of variables sown, whether or not their collection was mutable.
       touched: Paths of variables that were asked for by name.
       streams: Names of random streams drawn from or asked for.
-      stock: Whether all modules seen are flax's own.
+      stock: Whether all modules seen are flax's own. Of others the spy may miss something: a module under `nn.jit` runs
+        once and then never again, for all instances of it.
     """
 
     def __init__(self) -> None:
@@ -79,7 +80,7 @@ class Spy:
 
     def watch(self, module: nn.Module) -> None:
         """Shadows the methods to be noted on a bound module, unless the module has attributes of these names."""
-        self.stock = self.stock and type(module).__module__.startswith("flax.")
+        self.stock = self.stock and getattr(nn, type(module).__name__, None) is type(module)
         for name, note in self._notes.items():
             if name not in module.__dict__ and callable(getattr(type(module), name, None)):
                 object.__setattr__(module, name, functools.partial(_noted, note, module, getattr(module, name)))
@@ -100,8 +101,8 @@ def settle(attempt: Callable[[Traits], Any], known: Traits, entries: Iterable[st
       entries: Paths of the entries that there are.
       fixed: Whether the caller said what is mutable, so that a modification of anything else is an error.
     """
+    spy = Spy()
     while True:
-        spy = Spy()
         try:
             with nn.intercept_methods(spy):
                 result = attempt(known)
@@ -116,7 +117,7 @@ def settle(attempt: Callable[[Traits], Any], known: Traits, entries: Iterable[st
         grown = found.mutable != known.mutable
         stale = found.sown != known.sown and any(found.sows(path) and not known.sows(path) for path in entries)
         if not grown and not stale:
-            return Settled(result, found, frozenset(spy.touched))
+            return Settled(result, found, frozenset(spy.touched), spy.stock)
         known = found
 
 
@@ -128,11 +129,13 @@ class Settled:
       result: What it returned.
       traits: What it does.
       touched: Paths of the variables that it asked for by name.
+      stock: Whether all modules are flax's own.
     """
 
     result: Any
     traits: Traits
     touched: frozenset[str]
+    stock: bool
 
 
 def modified_collection(err: ModifyScopeVariableError) -> str:

@@ -1,8 +1,4 @@
-"""A Linen call over the entries of a running context: made at first use, given what it needs, written back.
-
-What is known about a wrapper's calls is kept in its `Memory`, by what decides which way a call goes (method, static
-arguments, shapes), so that a learned call costs one dictionary look-up and one run of the module.
-"""
+"""A Linen call over the entries of a running context: made at first use, given what it needs, written back."""
 
 from __future__ import annotations
 
@@ -19,7 +15,8 @@ from flax.core import DenyList
 
 from bridges._linen._call import Call
 from bridges._linen._keys import Keys
-from bridges._linen._observe import RECORDED, Settled, Spy, Traits, modified_collection, settle
+from bridges._linen._memory import Learned, Memory
+from bridges._linen._observe import RECORDED, Settled, Spy, Traits, missing_stream, modified_collection, settle
 from bridges._linen._structure import Expected, Template, at, check_known, expect, needs_model
 from bridges._linen._variables import entry_of, kind_of, leaves
 from bridges.core import _flat
@@ -45,57 +42,6 @@ _CONCRETE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-
-
-@dataclasses.dataclass
-class Learned:
-    """What is known of the calls of one signature.
-
-    Attributes:
-      expected: What `init` makes for such a call; None while it was not needed, False if it cannot be said.
-      traits: What the call does; None until one was run.
-      templates: How sets of entries nest.
-      checked: The sets of entries that such a call was found to be fine with.
-    """
-
-    expected: Expected | Literal[False] | None = None
-    traits: Traits | None = None
-    templates: dict[Any, Template] = dataclasses.field(default_factory=dict)
-    checked: set[Any] = dataclasses.field(default_factory=set)
-
-
-class Memory:
-    """What one wrapper has learned. Threads may share it: it is only added to, or begun anew when it has grown large.
-
-    A copy of a wrapper learns for itself.
-    """
-
-    __slots__ = ("calls",)
-    MOST = 512  # A call with a Python number that changes every time is a new one every time.
-
-    def __init__(self) -> None:
-        self.calls: dict[Any, Learned] = {}
-
-    def of(self, call: Call, mutable: Any) -> Learned:
-        """Returns what is known about calls such as this."""
-        signature = call.signature()
-        key = (signature, mutable if mutable is None or isinstance(mutable, (bool, str)) else repr(mutable))
-        if len(self.calls) > self.MOST:
-            self.calls = {}
-        return Learned() if signature is None else self.calls.setdefault(key, Learned())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Memory, ()
-
-    def fitting(self, call: Call, entries: Mapping[str, Any]) -> Expected | None:
-        """Returns an expectation of the same method that these entries meet, whatever the inputs' shapes were."""
-        for key, learned in list(self.calls.items()):
-            expected = learned.expected
-            if not expected or key[0][0] != call.method or not expected.entries.keys() <= entries.keys():
-                continue
-            if all(np.shape(entries[path]) == want.shape for path, want in expected.entries.items()):
-                return expected
-        return None
 
 
 def perform(ctx: Context, where: str, memory: Memory, call: Call, keys: Keys, mutable: Any = None) -> Any:
@@ -243,7 +189,7 @@ class _Run:
         else:
             with self.keys.trial() as release:
                 keys = self.keys.draw(None)
-                settled = self._settle(self.call, self.present, keys)
+                settled = self._confirmed(self._settle(self.call, self.present, keys))
                 release(settled.traits.streams)
             result = settled.result
         kept = [path for path in self.kinds if not settled.traits.sows(path)]
@@ -282,7 +228,28 @@ class _Run:
             self.call.abstract(dry, entries, keys)
         except _CONCRETE:
             return None
-        return found[-1]
+        return self._confirmed(found[-1])
+
+    def _confirmed(self, settled: Settled) -> Settled:
+        """Returns the settled call with all streams that it needs: those that were not seen to be used are taken away."""
+        streams = settled.traits.streams
+        if not self.keys.metered or settled.stock:
+            return settled
+        entries = {path: self.present[path] for path in self.kinds}
+
+        def dry(call: Call, entries: Mapping[str, Any], keys: Any) -> None:
+            self._apply(call, settled.traits, entries, keys)
+
+        every = frozenset(self.keys.abstract() or ())
+        while self.keys.abstract(streams) != self.keys.abstract():
+            try:
+                self.call.abstract(dry, entries, self.keys.abstract(streams))
+                break
+            except flax_errors.InvalidRngError as err:
+                streams |= {missing_stream(err)} if missing_stream(err) not in streams else every
+            except _CONCRETE:
+                streams |= every
+        return dataclasses.replace(settled, traits=dataclasses.replace(settled.traits, streams=streams))
 
     def _apply(self, call: Call, traits: Traits, entries: Mapping[str, Any], keys: Any) -> tuple[Any, Any]:
         self.traits = traits
@@ -314,12 +281,13 @@ class _Run:
     def write(self, updates: Any) -> None:
         """Writes what the call left in the mutable collections."""
         flat, create = leaves(updates), self.ctx.create
-        new = [p for p in flat if p not in self.kinds and not self.traits.sows(p)]
+        recorded = {p for p in flat if self.traits.sows(p) or (p in self.present and p not in self.kinds)}
+        new = [p for p in flat if p not in self.kinds and p not in recorded]
         if new and not create:  # A missing entry of a mutable collection: Linen made it up.
             raise self.lacking({path: entry_of(flat[path])[0] for path in new})
         for path, leaf in flat.items():
             value, metadata = entry_of(leaf)
-            full, sown = at(self.where, path), self.traits.sows(path)
+            full, sown = at(self.where, path), path in recorded
             known = path in self.present if sown else path in self.kinds
             if known and ("node" in metadata or value is self.present[path]):
                 continue

@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from bridges._linen._call import Call, no_method, public_methods
 from bridges._linen._keys import HostKeys
-from bridges._linen._run import Memory, perform
+from bridges._linen._memory import Memory
+from bridges._linen._run import perform
 from bridges.core import Module, context
 from bridges.core._errors import FieldError, describe
 from bridges.core._module import snake_case

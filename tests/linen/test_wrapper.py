@@ -412,6 +412,26 @@ def test_a_learning_call_draws_what_a_learned_one_draws():
         assert alone.shape == x.shape
 
 
+def test_streams_used_where_nothing_can_be_watched():
+    """Under nn.jit a module runs once for all of its instances: a second wrapper sees nothing of what it draws."""
+
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=False)(x)
+
+    jitted = nn.jit(Noisy)
+    x = jnp.ones((4, 50))
+    for seed in (KEY, {"dropout": KEY, "other": KEY}):
+        outs = []
+        for _ in range(2):
+            net = FlaxModule(jitted, name="net")
+            outs.append(br.pure(lambda x: (net(x), net(x), net(x)))({}, x, seed=seed)[1])  # noqa: B023
+        a, b, c = outs[0]
+        assert not np.array_equal(a, b) and not np.array_equal(a, c) and not np.array_equal(b, c)
+        assert same(outs[0], outs[1])
+
+
 def test_a_stream_that_is_only_asked_for():
     class Noisy(nn.Module):
         @nn.compact
