@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bridges import haiku_adapter as haiku_adapter
     from bridges import linen_adapter as linen_adapter
+    from bridges import nnx_adapter as nnx_adapter
     from bridges import optax_adapter as optax_adapter
     from bridges import param_mapping as param_mapping
     from bridges.core import *  # noqa: F403
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bridges.linen_adapter import FromFlax as FromFlax
     from bridges.linen_adapter import FromLinen as FromLinen
     from bridges.linen_adapter import LinenModule as LinenModule
+    from bridges.nnx_adapter import FromNNX as FromNNX
+    from bridges.nnx_adapter import NNXModule as NNXModule
     from bridges.optax_adapter import FromOptax as FromOptax
     from bridges.optax_adapter import OptaxModule as OptaxModule
     from bridges.param_mapping import Mapping as Mapping
@@ -43,6 +46,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     **{name: ("bridges.core", name) for name in _CORE},
     "haiku_adapter": ("bridges.haiku_adapter", None),
     "linen_adapter": ("bridges.linen_adapter", None),
+    "nnx_adapter": ("bridges.nnx_adapter", None),
     "optax_adapter": ("bridges.optax_adapter", None),
     "param_mapping": ("bridges.param_mapping", None),
     "HaikuModule": ("bridges.haiku_adapter", "HaikuModule"),
@@ -51,6 +55,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "LinenModule": ("bridges.linen_adapter", "LinenModule"),
     "FromFlax": ("bridges.linen_adapter", "FromFlax"),
     "FromLinen": ("bridges.linen_adapter", "FromLinen"),
+    "NNXModule": ("bridges.nnx_adapter", "NNXModule"),
+    "FromNNX": ("bridges.nnx_adapter", "FromNNX"),
     "OptaxModule": ("bridges.optax_adapter", "OptaxModule"),
     "FromOptax": ("bridges.optax_adapter", "FromOptax"),
     "Mapping": ("bridges.param_mapping", "Mapping"),

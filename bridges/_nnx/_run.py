@@ -1,0 +1,121 @@
+"""An NNX call over the entries of a running context: made at first use, given what it needs, written back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bridges._nnx._call import Call
+from bridges._nnx._leaves import Leaf
+from bridges._nnx._memory import Memory, Streams, at
+from bridges._nnx._template import Flags, Template, is_recorded
+from bridges.core import _flat
+from bridges.core._context import Context
+from bridges.core._errors import EntryShapeError, describe, listing
+from bridges.core._state import Cache, Kind, kind_type
+
+FLAGS = ("train", "deterministic", "use_running_average")
+
+
+def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
+    """Returns the output of a call, with the entries below `where` as the module's Variables.
+
+    Args:
+      ctx: The running context.
+      where: The wrapper's path; empty for a state that holds nothing else.
+      memory: What the wrapper has learned.
+      call: The method and arguments.
+    """
+    present, tags = _given(ctx, where, memory)
+    streams = memory.constructed(present, tags, tuple(sorted(ctx.streams_given)))
+    if ctx.create and _create(ctx, where, memory, present, streams):
+        present, tags = _given(ctx, where, memory)
+        streams = memory.constructed(present, tags, tuple(sorted(ctx.streams_given)))
+    template = memory.fitting(present, streams, _flags(ctx), call, where)
+    for path, kind in template.kinds.items():
+        if ctx.declared(at(where, path)) is None:
+            ctx.declare(at(where, path), kind)
+    _check_shapes(template, present, where)
+    module, values = template.build(present)
+    out = call.run(module, template.sows)
+    changes = template.changes(module, values, f" at {where!r}" if where else "")
+    memory.learn(changes.leaves)
+    for path, value in changes.entries.items():
+        kind = changes.kinds[path]
+        ctx.write(at(where, path), value, None if path in present and not is_recorded(kind) else kind)
+    return out
+
+
+def _given(ctx: Context, where: str, memory: Memory) -> tuple[dict[str, Any], Streams]:
+    """Returns the entries that are given to the module, and the random streams that they name."""
+    entries, tags = {}, set()
+    for path, value in ctx.under(where).items():
+        collection, _, rest = path.partition(_flat.SEPARATOR)
+        kind = ctx.declared(at(where, path))
+        if not rest or not memory.given(path, kind):
+            continue  # An entry of the wrapper itself; or one that an earlier call recorded.
+        entries[path] = value
+        if collection == "RngKey":
+            tags.add(_tag(path, kind))
+    return entries, tuple(sorted(tags))
+
+
+def _tag(path: str, kind: Kind | None) -> str:
+    known = None if kind is None or isinstance(kind, type) else kind.metadata.get("tag")
+    return str(known) if known is not None else _flat.split(path)[-2]
+
+
+def _create(ctx: Context, where: str, memory: Memory, present: Mapping[str, Any], streams: Streams) -> bool:
+    """Makes the entries that are not there as the module's own constructor does; whether there were any to make."""
+    streams = streams if present else tuple(sorted(ctx.streams_given))
+    template, keyed = memory.base(streams)
+    missing = {path for path in template.entries if path not in present}
+    if not missing or (present and all(is_recorded(template.kinds[path]) for path in missing)):
+        return False
+    if present:
+        strangers = [path for path in present if path not in template.entries and path not in memory.created]
+        if strangers:
+            memory.fitting(present, streams, (), Call(None, (), {}), where)  # Raises: they are not what is missing.
+    for keys, native in nnx.flatten(memory.maker.make(_rngs(ctx, where, streams, keyed)), graph=True)[1]:
+        leaf = Leaf.of(keys, native)
+        for path, value in leaf.values(native).items():
+            if path in missing:
+                ctx.write(at(where, path), value, leaf.kind)
+    return True
+
+
+def _rngs(ctx: Context, where: str, streams: Streams, keyed: bool) -> nnx.Rngs:
+    """Returns the random streams for the constructor: the seed itself where the wrapper is the whole model."""
+    if not keyed and not ctx.has_seed:
+        return nnx.Rngs(**dict.fromkeys(streams, 0)) if streams else nnx.Rngs(0)
+    if not ctx.streams_given:
+        key = ctx.init_key(where)
+        return nnx.Rngs(**dict.fromkeys(streams, key)) if streams else nnx.Rngs(key)
+    return nnx.Rngs(**{name: ctx.init_key(where, name) for name in (streams or ctx.streams_given)})
+
+
+def _flags(ctx: Context) -> Flags:
+    given = ((name, ctx.flag(name)) for name in FLAGS)
+    return tuple((name, value) for name, value in given if value is not None)
+
+
+def _check_shapes(template: Template, present: Mapping[str, Any], where: str) -> None:
+    wrong = []
+    for path, want in template.entries.items():
+        value = present[path]
+        free = issubclass(kind_type(template.kinds[path]), Cache)  # As long as the sequence that it was made for.
+        if _is_key(value) is not _is_key(want) or (tuple(value.shape) != want.shape and not free):
+            wrong.append(f"{at(where, path)!r}: got {describe(value)}, wanted {describe(want)}")
+    if wrong:
+        raise EntryShapeError(
+            "Entries do not have the shapes that the module gives them:\n"
+            + listing(wrong)
+            + "\nConvert the values (raw key data by jax.random.wrap_key_data), or give the module the sizes they have."
+        )
+
+
+def _is_key(value: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key))

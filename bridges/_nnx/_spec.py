@@ -1,0 +1,99 @@
+"""What an NNX model is made of, with nothing allocated: abstract Variables and the modules that own them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bridges._nnx._leaves import is_array, native_path
+from bridges._nnx._maker import Maker
+from bridges._nnx._template import Template
+from bridges._nnx._variables import flatten
+from bridges.core._errors import describe
+from bridges.core._spec import Layer, Spec
+
+
+def plain(value: Any) -> Any:
+    """Returns an attribute as a plain value: functions, types and dtypes by their names.
+
+    >>> plain((3, 3)), plain(np.float32), plain(nnx.relu)
+    ((3, 3), 'float32', 'relu')
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if is_array(value):
+        return describe(value)
+    try:
+        return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
+    except TypeError:
+        pass
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def layer_of(module: Any) -> Layer:
+    """Returns the layer of a module: its class, and its public attributes that hold no arrays, as plain values."""
+    fields = {
+        name: plain(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not any(map(nnx.is_data, jax.tree.leaves(value, is_leaf=nnx.is_data)))
+    }
+    return Layer(f"nnx.{type(module).__name__}", fields)
+
+
+def layers_of(model: Any) -> dict[str, Layer]:
+    """Returns the layers of a model by module path; one that is shared is listed once."""
+    found = {
+        native_path(keys): layer_of(node)
+        for keys, node in nnx.iter_graph(model, graph=True)
+        if isinstance(node, nnx.Pytree) and not isinstance(node, (nnx.Rngs, nnx.RngStream))
+    }
+    return dict(sorted(found.items()))
+
+
+def constructor(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Maker:
+    """Returns the maker of a model reference; arguments without any array in them are those of its constructor.
+
+    The other adapters' verbs take a model's inputs. An NNX model is made without, so that inputs decide nothing; they are
+    let pass, and one call serves models of every framework.
+    """
+    inputs = isinstance(model, nnx.Pytree) or any(map(is_array, jax.tree.leaves((args, kwargs))))
+    return Maker(model, () if inputs else args, {} if inputs else kwargs)
+
+
+def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
+    """Returns the spec of an NNX model.
+
+    Args:
+      model: A module instance; or a class, a function that returns a module, or a `functools.partial` of one, which is
+        run in abstract. A parameter `rngs` that is left open is given one stream.
+      *args, **kwargs: Arguments of the class or function; or the model's inputs, if there are arrays (or
+        `jax.ShapeDtypeStruct`) among them: an NNX model does not need these to be made.
+
+    Returns:
+      A `Spec` with `layers` by module path (`''` is the model itself), with the public attributes of each module as
+      hyperparameters, and `native` the abstract `nnx.State`.
+
+    Raises:
+      FieldError: `model` gives no NNX module.
+
+    >>> s = spec(nnx.Linear, 3, 4)
+    >>> s.entries['params/kernel'], s.layers[''].type, s.layers[''].hyperparameters['out_features']
+    (ShapeDtypeStruct(shape=(3, 4), dtype=float32), 'nnx.Linear', 4)
+    """
+    layers: dict[str, Layer] = {}
+    maker = constructor(model, args, kwargs)
+
+    def make() -> Any:
+        module, _ = maker.watched()
+        layers.update(layers_of(module))
+        return module
+
+    native = Template.traced(make).native()
+    return Spec(flatten(native), "nnx", layers, native)
