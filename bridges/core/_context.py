@@ -308,6 +308,8 @@ class Context:
     __setitem__ = write
 
     def _check_parents(self, path: str) -> None:
+        if not all(path.split(SEPARATOR)):
+            raise NamingError(f"The state entry {path!r} has an empty segment: give every entry a name.")
         end = path.find(SEPARATOR)
         while end >= 0:
             if path[:end] in self._entries:

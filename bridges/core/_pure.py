@@ -142,7 +142,7 @@ def signed(fn: Callable[..., Any], *first: str) -> Callable[[Callable[..., Any]]
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
@@ -150,7 +150,8 @@ def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
 
     `fn` is traced, not run: only the operations that initial values depend on are executed, one by one as eager JAX
     does, so the values are bit for bit those of the initialisers called directly. Existing entries stay as they are.
-    Call it for several functions one after the other to populate what each of them needs.
+    Call it for several functions one after the other to populate what each of them needs. An argument of which only the
+    shape matters may be a `jax.ShapeDtypeStruct`.
 
     Args:
       fn: A stateful function, a module, a bound method, or what `pure` gave.

@@ -175,3 +175,8 @@ def test_entries_of_every_dtype():
 def test_it_takes_what_pure_and_jit_give():
     for wrap in (br.pure, br.jit, lambda f: f):
         assert set(br.init(wrap(Dense()))({}, X, seed=0)) == {"dense/w", "dense/b"}
+
+
+def test_an_argument_of_which_only_the_shape_matters():
+    state = br.init(Dense())({}, jax.ShapeDtypeStruct((2, 3), jnp.float32), seed=0)
+    np.testing.assert_array_equal(state["dense/w"], br.init(Dense())({}, X, seed=0)["dense/w"])

@@ -597,3 +597,19 @@ def test_get_at_the_root_of_a_plain_function():
     assert sorted(state) == ["n", "t/0", "t/1"]
     state, (n, t) = br.pure(fn)(state)
     assert n == 1 and len(t) == 2
+
+
+def test_an_entry_has_a_name():
+    for name in ("", "a//b", "a/"):
+        with pytest.raises(br.NamingError, match="empty segment"):
+            br.init(lambda name=name: br.get(name, jnp.ones, ()))({})
+
+
+def test_a_module_assigned_in_a_method_has_the_same_path_in_every_call():
+    class Net(br.Module):
+        def __call__(self, x):
+            self.h = Dense()
+            return self.h(x)
+
+    net = Net()
+    assert paths(lambda x: net(net(x)), X) == paths(net, X) == ["net/h"]
