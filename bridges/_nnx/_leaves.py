@@ -196,3 +196,8 @@ def check_apart(leaves: Iterable[Leaf]) -> None:
 def is_array(value: Any) -> bool:
     """Whether a value is an array, concrete or abstract."""
     return isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def holds_data(value: Any) -> bool:
+    """Whether an attribute's value is, or contains, an array, a Variable or a module."""
+    return any(nnx.is_data(leaf) or is_array(leaf) for leaf in jax.tree.leaves(value, is_leaf=nnx.is_data))

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 from bridges.core._errors import FieldError, SeedError, describe
@@ -78,6 +79,7 @@ class Maker:
                 f"An NNX model is a module class, an instance, or a function that returns one. {self.name} gave"
                 f" {describe(module)}."
             )
+        settle(module)
         return module
 
     def watched(self, streams: tuple[str, ...] = ()) -> tuple[Any, bool]:
@@ -93,6 +95,17 @@ class Maker:
         module = self.make(rngs)
         drawn = any(stream.count.get_raw_value() is not before[name] for name, stream in rngs.items())
         return module, drawn or any(isinstance(leaf, nnx.RngKey) for leaf in nnx.flatten(module, graph=True)[1].leaves)
+
+
+def settle(module: Any) -> None:
+    """Makes data of the arrays that are attributes, where a JAX trace runs.
+
+    NNX (flax 0.12.8) tells by its exact type whether an attribute is data, and takes a traced array for a static one.
+    """
+    for _, node in list(nnx.iter_graph(module, graph=True)):
+        for name, value in list(vars(node).items()) if isinstance(node, nnx.Pytree) else ():
+            if isinstance(value, jax.Array) and not nnx.is_data(value):
+                setattr(node, name, nnx.data(value))
 
 
 def innermost(ctor: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bridges._nnx._leaves import is_array, native_path
+from bridges._nnx._leaves import holds_data, is_array, native_path
 from bridges._nnx._maker import Maker
 from bridges._nnx._template import Template
 from bridges._nnx._variables import flatten
@@ -40,9 +40,7 @@ def plain(value: Any) -> Any:
 def layer_of(module: Any) -> Layer:
     """Returns the layer of a module: its class, and its public attributes that hold no arrays, as plain values."""
     fields = {
-        name: plain(value)
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not any(map(nnx.is_data, jax.tree.leaves(value, is_leaf=nnx.is_data)))
+        name: plain(value) for name, value in vars(module).items() if not name.startswith("_") and not holds_data(value)
     }
     return Layer(f"nnx.{type(module).__name__}", fields)
 

@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from bridges._nnx._call import mentions_sow
-from bridges._nnx._leaves import Leaf, check_apart, native_path
+from bridges._nnx._leaves import Leaf, check_apart, holds_data, native_path
+from bridges._nnx._maker import settle
 from bridges.core._errors import UnsupportedError, listing
 from bridges.core._state import Intermediate, Kind, kind_type
 
@@ -142,7 +143,9 @@ class Template:
             a state has no place for that.
         """
         graphdef, flat = nnx.flatten(module, graph=True)
-        if graphdef != self.graphdef:
+        if not _same(graphdef, self.graphdef):
+            settle(module)
+            flat = nnx.flatten(module, graph=True)[1]
             self._check_attributes(module, where)
         entries: dict[str, Any] = {}
         kinds: dict[str, Kind] = {}
@@ -210,9 +213,7 @@ def _attributes(module: Any) -> dict[tuple[Any, ...], Any]:
     found = {}
     for keys, node in nnx.iter_graph(module, graph=True):
         for name, value in vars(node).items() if isinstance(node, nnx.Pytree) else ():
-            if not name.startswith("_pytree__") and not any(
-                map(nnx.is_data, jax.tree.leaves(value, is_leaf=nnx.is_data))
-            ):
+            if not name.startswith("_pytree__") and not holds_data(value):
                 found[*keys, name] = value
     return found
 
