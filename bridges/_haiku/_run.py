@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -22,6 +22,7 @@ from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, explained
 from bridges._haiku._part import Args, Part
 from bridges._haiku._tree import PARAMS, STATE, Native, leaves, place
 from bridges.core import _flat
+from bridges.core._context import Context, Frame, context, current_frame, enter
 from bridges.core._errors import (
     BridgeError,
     EntryShapeError,
@@ -85,16 +86,19 @@ class Runner:
         first = None if key is None else key()
         if stored and first is not None:
             first = jax.random.fold_in(first, zlib.crc32((call.method or "__call__").encode()))
-        if self.part.has_init(call.method):
-            native = init_explained(self.part, first, call)
-        else:
-            filler = Filler(self._nest(stored), _missing)
-            draw = None if first is None else lambda: first
-            try:
-                _, state = self.part.apply(self._nest(stored), draw, call.method, call.args, filler)
-            except Exception as err:
-                _raise(explained(err, call.where, "to initialise itself"), err)
-            native = _made(filler, state)
+        with rehearsal() as rehearsed:
+            if self.part.has_init(call.method):
+                native = init_explained(self.part, first, call)
+            else:
+                filler = Filler(self._nest(stored), _missing)
+                draw = None if first is None else lambda: first
+                try:
+                    _, state = self.part.apply(self._nest(stored), draw, call.method, call.args, filler)
+                except Exception as err:
+                    _raise(explained(err, call.where, "to initialise itself"), err)
+                native = _made(filler, state)
+        if rehearsed is not None:
+            context().adopt(rehearsed.created)
         self._learn(native)
         return {path: value for path, value in leaves(*native).items() if path not in stored}
 
@@ -124,11 +128,13 @@ class Runner:
             raise
 
     def attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran | None:
-        """Returns what `run` returns, or None if the code asks for what is not stored."""
-        try:
-            return self._attempt(stored, draw, call, create)
-        except _Missing:
-            return None
+        """Returns what `run` returns, or None if the code asks for what is not stored or has effects of its own."""
+        with rehearsal() as rehearsed:
+            try:
+                ran = self._attempt(stored, draw, call, create)
+            except _Missing:
+                return None
+        return None if rehearsed is not None and (rehearsed.created or rehearsed.modified) else ran
 
     def _attempt(self, stored: Entries, draw: Draw | None, call: Call, create: bool) -> Ran:
         native = self._nest(stored)
@@ -252,6 +258,22 @@ class Runner:
             + "; ".join(f"what is {'misshapen' if s == 'shape' else s}, {remedies[s]}" for s in problems)
             + "."
         ) from cause
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[Context | None]:
+    """Runs a `with` block in a copy of the running context, if there is one, and yields the copy.
+
+    Haiku code that runs more than once for one call may hold other modules of this project, whose effects count once.
+    """
+    frame = current_frame()
+    if frame is None or frame.context is None:
+        yield None
+        return
+    running = frame.context
+    copy = running.child(streams=None if running.streams is None else running.streams.fork())
+    with enter(Frame(copy, frame.module, frame.scopes, frame.prefix)):
+        yield copy
 
 
 def _new(old: Any, new: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import jax
 from bridges._haiku._part import Code, Multi, part_of
 from bridges._haiku._run import Call, Runner
 from bridges._haiku._tree import kind
-from bridges.core._context import Context, context
-from bridges.core._errors import SeedError
+from bridges.core._context import Context, context, current_frame
+from bridges.core._errors import SeedError, StructureError, listing
 from bridges.core._flat import SEPARATOR
 from bridges.core._module import Module, snake_case
 
@@ -85,30 +85,27 @@ class HaikuModule(Module):
         method = None if method is None else str(method)
         call = Call(method, (args, kwargs), repr(path), path + SEPARATOR)
         if isinstance(runner.part, Multi) and runner.part.template_only and method is None and ctx.create:
-            self._make(ctx, ctx.under(path), call)
+            _make(runner, ctx, path, _stored(ctx, path)[0], call)
             return None
         runner.part.check(method)
         draw = _once(lambda: ctx.draw(_stream(ctx), path)) if ctx.has_seed else None
-        stored = ctx.under(path)
+        stored, others = _stored(ctx, path)
         done = runner.attempt(stored, draw, call) if ctx.create and stored else None
         if ctx.create and done is None:
             try:
-                self._make(ctx, stored, call)
+                _make(runner, ctx, path, stored, call)
             except SeedError:  # Nothing is lost where only state is missing that is made without a key.
                 done = runner.attempt(stored, draw, call, create=True) if stored and not ctx.has_seed else None
                 if done is None:
                     raise
-            stored = ctx.under(path)
+            stored, others = _stored(ctx, path)
         out, changed, made = done or runner.run(stored, draw, call, create=ctx.create)
         for entries in (made, changed):
             for name, value in entries.items():
                 ctx.write(f"{path}{SEPARATOR}{name}", value, kind(name, value))
+        if others:
+            _check(self, others)
         return out
-
-    def _make(self, ctx: Context, stored: Mapping[str, Any], call: Call) -> None:
-        key = (lambda: ctx.init_key(self.path)) if ctx.has_seed else None
-        for name, value in self._runner.make(stored, key, call).items():
-            ctx.write(f"{self.path}{SEPARATOR}{name}", value, kind(name, value))
 
     def __getattr__(self, name: str) -> Any:
         part = self.__dict__["_runner"].part if "_runner" in self.__dict__ and not name.startswith("_") else None
@@ -118,6 +115,36 @@ class HaikuModule(Module):
         if isinstance(part, Code) and part.is_property(name):
             return self(method=name)
         return types.MethodType(_method(name), self)
+
+
+# Functions and not methods: a method of a module has a frame, and automatic names, of its own.
+
+
+def _stored(ctx: Context, path: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns the entries below a path that are Haiku's, and the paths of those that are not."""
+    stored = ctx.under(path)
+    others = [name for name in stored if not name.startswith(("params/", "state/"))]
+    return {p: v for p, v in stored.items() if p not in others} if others else stored, others
+
+
+def _check(module: HaikuModule, others: list[str]) -> None:
+    """Raises if entries are neither Haiku's nor of a module that the Haiku code made in this call."""
+    frame = current_frame()
+    made = module._names | (frame.names if frame is not None else set())
+    unknown = [name for name in others if name.split(SEPARATOR, 1)[0] not in made]
+    if unknown:
+        raise StructureError(
+            f"Below the Haiku part {module.path!r} there are entries that are neither its params nor its state:\n"
+            + listing(f"unexpected {module.path + SEPARATOR + name!r}." for name in unknown)
+            + "\nRemove them from the state, or rename them to the entries that they were meant for."
+        )
+
+
+def _make(runner: Runner, ctx: Context, path: str, stored: Mapping[str, Any], call: Call) -> None:
+    """Writes the entries that a first call makes."""
+    key = (lambda: ctx.init_key(path)) if ctx.has_seed else None
+    for name, value in runner.make(stored, key, call).items():
+        ctx.write(f"{path}{SEPARATOR}{name}", value, kind(name, value))
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -423,6 +423,35 @@ def test_wrapper_called_inside_of_another_wrappers_haiku_code():
         br.pure(outer)(broken, X)
 
 
+def test_modules_made_inside_of_haiku_code_have_their_effects_once():
+    class Counter(br.Module):
+        def __call__(self):
+            n = self.get("n", jnp.zeros, (), jnp.int32)
+            self.put("n", n + 1)
+            return n
+
+    def f(x):
+        n = Counter()()
+        hk.set_state("empty", ())
+        return hk.Linear(2)(HaikuModule(hk.Linear, 3)(x)) + n
+
+    net = HaikuModule(f, name="net")
+    state = br.init(net)({}, X, seed=0)
+    names = [
+        "net/counter/n",
+        *(f"net/linear/params/linear/{w}" for w in "bw"),
+        *(f"net/params/linear/{w}" for w in "bw"),
+    ]
+    assert [*state] == names
+    assert state["net/counter/n"] == 0
+    assert br.pure(net)(state, X)[0]["net/counter/n"] == 1
+    assert br.pure(net)({}, X, seed=0, create=True)[0]["net/counter/n"] == 1
+    part = {p: v for p, v in state.items() if p != "net/params/linear/w"}
+    assert br.pure(net)(part, X, seed=0, create=True)[0]["net/counter/n"] == 1
+    with pytest.raises(br.StructureError, match="unexpected 'net/other/n'"):
+        br.pure(net)(state | {"net/other/n": jnp.ones(())}, X)
+
+
 def test_two_threads_tracing_at_once():
     nets = [HaikuModule(norm, name="net"), HaikuModule(hk.nets.MLP, [8, 3], name="net")]
     states = [br.init(net)({}, X, seed=0) for net in nets]
