@@ -64,26 +64,30 @@ class Memory:
         """Remembers Variables that a call has created."""
         self.created.update({path: leaf for leaf in leaves if not is_recorded(leaf.kind) for path in leaf.entries})
 
-    def constructed(self, paths: Iterable[str], tags: Streams, streams: Streams) -> Streams:
-        """Returns the random streams with which the constructor makes these entries, as nearly as can be told.
+    def constructed(self, keys: Mapping[str, str | None], streams: Streams) -> Streams:
+        """Returns the random streams with which the constructor makes a state's keys, as nearly as can be told.
 
         Args:
-          paths: The entries.
-          tags: Streams that the entries themselves name.
-          streams: Those of the running call.
+          keys: Path -> the stream's name, or None if it is not known, of the entries that are random keys.
+          streams: The streams of the running call.
         """
-        have = {path for path in paths if path not in self.created}
+        if not self.maker.takes_rngs:
+            return ()
+        tags = tuple(sorted({tag or _flat.split(path)[-2] for path, tag in keys.items()}))
         best: Streams = ()
-        if not self.maker.takes_rngs or self.base()[0].entries.keys() == have:
-            return best
-        for candidate in dict.fromkeys(((), *self.bases, streams, tags, (*tags, "params"), ("default", *tags))):
+        distance: int | None = None
+        for candidate in dict.fromkeys(((), *list(self.bases), streams, tags, (*tags, "params"), ("default", *tags))):
             with contextlib.suppress(SeedError):
-                made = self.base(candidate)[0].entries.keys()
-                if made == have:
+                made = self._keys(candidate)
+                if made.keys() == keys.keys() and all(tag in (None, made[path]) for path, tag in keys.items()):
                     return candidate
-                if len(made ^ have) < len(self.base(best)[0].entries.keys() ^ have):
-                    best = candidate
+                if distance is None or len(made.keys() ^ keys.keys()) < distance:
+                    best, distance = candidate, len(made.keys() ^ keys.keys())
         return best
+
+    def _keys(self, streams: Streams) -> dict[str, str]:
+        kinds = self.base(streams)[0].kinds
+        return {path: str(tag_of(kind)) for path, kind in kinds.items() if path.startswith("RngKey/")}
 
     def fitting(self, present: Mapping[str, Any], streams: Streams, flags: Flags, call: Call, where: str) -> Template:
         """Returns the template for entries.
@@ -166,6 +170,11 @@ def _misfit(name: str, base: Template, missing: list[str], unknown: list[str], w
         + listing(lines)
         + "\nLoad them, or create them: state = bridges.init(fn)(state, *args, seed=0)."
     )
+
+
+def tag_of(kind: Kind | None) -> str | None:
+    """Returns the name of the random stream that a kind remembers."""
+    return None if kind is None or isinstance(kind, type) else kind.metadata.get("tag")
 
 
 def at(where: str, path: str) -> str:

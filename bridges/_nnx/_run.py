@@ -10,12 +10,12 @@ from flax import nnx
 
 from bridges._nnx._call import Call
 from bridges._nnx._leaves import Leaf
-from bridges._nnx._memory import Memory, Streams, at
+from bridges._nnx._memory import Memory, Streams, at, tag_of
 from bridges._nnx._template import Flags, Template, is_recorded
 from bridges.core import _flat
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, describe, listing
-from bridges.core._state import Cache, Kind, kind_type
+from bridges.core._state import Cache, kind_type
 
 FLAGS = ("train", "deterministic", "use_running_average")
 
@@ -29,11 +29,11 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
       memory: What the wrapper has learned.
       call: The method and arguments.
     """
-    present, tags = _given(ctx, where, memory)
-    streams = memory.constructed(present, tags, tuple(sorted(ctx.streams_given)))
+    given = tuple(sorted(ctx.streams_given))
+    present, keys = _given(ctx, where, memory)
+    streams = memory.constructed(keys, given) if present else given
     if ctx.create and _create(ctx, where, memory, present, streams):
-        present, tags = _given(ctx, where, memory)
-        streams = memory.constructed(present, tags, tuple(sorted(ctx.streams_given)))
+        present, keys = _given(ctx, where, memory)
     template = memory.fitting(present, streams, _flags(ctx), call, where)
     for path, kind in template.kinds.items():
         if ctx.declared(at(where, path)) is None:
@@ -49,9 +49,10 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
     return out
 
 
-def _given(ctx: Context, where: str, memory: Memory) -> tuple[dict[str, Any], Streams]:
-    """Returns the entries that are given to the module, and the random streams that they name."""
-    entries, tags = {}, set()
+def _given(ctx: Context, where: str, memory: Memory) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Returns the entries that are given to the module, and for those that are random keys the streams' names."""
+    entries: dict[str, Any] = {}
+    keys: dict[str, str | None] = {}
     for path, value in ctx.under(where).items():
         collection, _, rest = path.partition(_flat.SEPARATOR)
         kind = ctx.declared(at(where, path))
@@ -59,18 +60,12 @@ def _given(ctx: Context, where: str, memory: Memory) -> tuple[dict[str, Any], St
             continue  # An entry of the wrapper itself; or one that an earlier call recorded.
         entries[path] = value
         if collection == "RngKey":
-            tags.add(_tag(path, kind))
-    return entries, tuple(sorted(tags))
-
-
-def _tag(path: str, kind: Kind | None) -> str:
-    known = None if kind is None or isinstance(kind, type) else kind.metadata.get("tag")
-    return str(known) if known is not None else _flat.split(path)[-2]
+            keys[path] = tag_of(kind)
+    return entries, keys
 
 
 def _create(ctx: Context, where: str, memory: Memory, present: Mapping[str, Any], streams: Streams) -> bool:
     """Makes the entries that are not there as the module's own constructor does; whether there were any to make."""
-    streams = streams if present else tuple(sorted(ctx.streams_given))
     template, keyed = memory.base(streams)
     missing = {path for path in template.entries if path not in present}
     if not missing or (present and all(is_recorded(template.kinds[path]) for path in missing)):

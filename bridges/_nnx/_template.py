@@ -114,8 +114,13 @@ class Template:
 
     def extended(self, leaves: Iterable[Leaf]) -> Template:
         """Returns the template of the module with further Variables, which a call has created."""
-        added = [(leaf.keys, leaf.make(leaf.wanted)) for leaf in leaves]
-        return self._changed(lambda module: nnx.update(module, nnx.from_flat_state(added)))
+        added = list(leaves)
+
+        def change(module: Any) -> None:
+            for leaf in added:
+                _attach(module, leaf.keys, leaf.make(leaf.wanted))
+
+        return self._changed(change)
 
     def _changed(self, change: Callable[[Any], Any]) -> Template:
         def make(entries: Mapping[str, Any]) -> Any:
@@ -195,6 +200,16 @@ class Template:
                 + "\nMake them Variables (nnx.Variable(jnp.array(…))), or set them outside: bridges.flags(train=False) sets"
                 " deterministic and use_running_average."
             )
+
+
+def _attach(module: Any, keys: tuple[Any, ...], variable: Any) -> None:
+    node = module
+    for key in keys[:-1]:
+        node = getattr(node, key) if isinstance(node, nnx.Pytree) and isinstance(key, str) else node[key]
+    if isinstance(node, nnx.Pytree) and isinstance(keys[-1], str):
+        setattr(node, keys[-1], variable)
+    else:
+        node[keys[-1]] = variable
 
 
 _ABSENT = object()

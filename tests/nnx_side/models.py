@@ -69,7 +69,8 @@ class ConvNet(nnx.Module):
 class Layer(nnx.Module):
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         self.norms = nnx.List([nnx.LayerNorm(size, rngs=rngs) for _ in range(2)])
-        self.attention = nnx.MultiHeadAttention(2, size, dropout_rate=0.1, decode=False, rngs=rngs)
+        dropout = {"dropout_rate": 0.1, "deterministic": False}
+        self.attention = nnx.MultiHeadAttention(2, size, **dropout, decode=False, rngs=rngs)
         self.up, self.down = nnx.Linear(size, 2 * size, rngs=rngs), nnx.Linear(2 * size, size, rngs=rngs)
         self.drop = nnx.Dropout(0.1, rngs=rngs)
 

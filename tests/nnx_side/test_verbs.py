@@ -70,7 +70,7 @@ def test_a_class_that_hands_its_keywords_on_is_given_rngs():
     assert spec(Wide).entries["params/layers/0/kernel"].shape == (4, 64)
 
 
-@pytest.mark.parametrize("wrong", [3, "net", lambda: 3, lambda rngs: rngs.params()], ids=str)
+@pytest.mark.parametrize("wrong", [3, "net", lambda: 3, lambda rngs: rngs.params()], ids=range(4))
 def test_what_gives_no_module_is_refused(wrong):
     with pytest.raises(br.FieldError, match="a module class, an instance, or a function"):
         spec(wrong)
