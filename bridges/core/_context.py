@@ -270,7 +270,7 @@ class Context:
           value: An array, or a Python number. It is cast to the dtype of an existing entry within one kind of number
             (float64 -> float32), never across (float -> int).
           kind: What the entry is for; `default_kind` of the value for a new entry if not given. An `Intermediate` may
-            be created in any context.
+            be created in any context, and follows the shape of what is recorded.
 
         Raises:
           CreateError: There is no such entry and none may be created here.
@@ -286,10 +286,11 @@ class Context:
                     f"The state entry {path!r} may not be modified here: the context was opened with modify=False"
                     " (the predicate of while_loop is such a place). Move the write out, or pass modify=True."
                 )
-            value = _fitted(path, value, self._entries[path])
+            if not is_transient(self.declared(path)):
+                value = _fitted(path, value, self._entries[path])
             self.modified.add(path)
         else:
-            if not self.create and not (kind is not None and issubclass(kind_type(kind), Intermediate)):
+            if not self.create and not is_transient(kind):
                 raise CreateError(
                     f"The state entry {path!r} ({describe(value)}) does not exist and may not be created here."
                     f"{hint(path, self._entries)} Create it first, state = bridges.init(fn)(state, *args, seed=0), or"
@@ -412,6 +413,11 @@ class Context:
                 f"Two modules have the path {module.path!r}: {owner!r} and {module!r}. They would share their entries."
                 " Give one of them a name: Net(…, name='other'), or pass one instance to both places to share it."
             )
+
+
+def is_transient(kind: Kind | None) -> bool:
+    """Whether entries of this kind record what a call computed, so that any call may make them anew."""
+    return kind is not None and issubclass(kind_type(kind), Intermediate)
 
 
 def as_leaf(path: str, value: Any) -> Any:

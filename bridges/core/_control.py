@@ -64,7 +64,11 @@ class _Step:
 def _begin(outer: Context, written: dict[str, Any]) -> dict[str, Any]:
     """Returns what the written entries are before: their value, zeros for one that the body records anew."""
     entries = outer.entries
-    return {p: entries[p] if p in entries else jnp.zeros(s.shape, s.dtype) for p, s in written.items()}
+
+    def fits(path: str, wanted: Any) -> bool:
+        return path in entries and (entries[path].shape, entries[path].dtype) == (wanted.shape, wanted.dtype)
+
+    return {p: entries[p] if fits(p, s) else jnp.zeros(s.shape, s.dtype) for p, s in written.items()}
 
 
 def _settled(build: Callable[[Any], _Step], init: Any, carry: Callable[[_Step], Any]) -> tuple[_Step, Any]:
@@ -93,8 +97,14 @@ def _promoted(value: Any, given: Any, out: Any) -> Any:
 
 
 def _known(outer: Context, changing: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries as inputs of a traced body, the changing ones at their present values."""
-    return {path: changing.get(path, value) for path, value in outer.entries.items()}
+    """Returns the entries as inputs of a traced body, the changing ones at their present values.
+
+    A recorded value that has taken another shape is no input of the body: that was traced with what was there before.
+    """
+    return {
+        path: changing[path] if path in changing and changing[path].shape == value.shape else value
+        for path, value in outer.entries.items()
+    }
 
 
 def _finish(outer: Context, written: dict[str, Any], steps: Sequence[_Step]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bridges.core._context import Context
+from bridges.core._context import Context, is_transient
 from bridges.core._errors import EntryShapeError, listing
 from bridges.core._flat import under
 from bridges.core._rng import Streams, fold
@@ -38,7 +38,7 @@ def vmap(
       axis_size: The number of members, where no argument is mapped.
       state_axes: Module, path or prefix -> axis. Entries there have a value for every member, stacked along the axis,
         and are created with distinct keys (an ensemble). All others are shared: created once, and written only with a
-        value that is the same for every member.
+        value that is the same for every member. What an `Intermediate` records is stacked along axis 0.
 
     Raises:
       EntryShapeError: A shared entry is written with a value that differs between the members.
@@ -88,7 +88,8 @@ def vmap(
                 made = mapped(create, 0, size, args)
                 outer.adopt({p: jnp.moveaxis(v, 0, axis) for p, v in made.items() if (axis := axis_of(p)) is not None})
             one = jax.tree.map(_first, spread, args, is_leaf=lambda axis: axis is None)
-            outer.adopt({path: value[0] for path, value in mapped(create, 0, 1, one).items()})
+            made = mapped(create, 0, 1, one)
+            outer.adopt({p: value[0] for p, value in made.items() if not is_transient(outer.declared(p))})
 
         def member(index: Any, stacked: dict[str, Any], *args: Any) -> Any:
             folded = fold(keys, index)
@@ -98,7 +99,7 @@ def vmap(
             used.append(None if streams is None else streams.tally())
             effects = Effects.of(ctx)
             written = {**effects.created, **effects.modified}
-            own = {path: value for path, value in written.items() if axis_of(path) is not None}
+            own = {p: v for p, v in written.items() if axis_of(p) is not None or is_transient(ctx.declared(p))}
             shared.update({path: value for path, value in written.items() if path not in own})
             return own, dict(shared), out
 

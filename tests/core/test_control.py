@@ -434,3 +434,22 @@ def test_nested_control_flow_traces_its_innermost_body_at_most_once_a_level_and_
     calls = 0
     jax.eval_shape(lambda s, x: br.pure(fn)(s, x, create=True), {}, x)
     assert calls <= depth + 1, f"create: {calls}"
+
+
+def test_a_recorded_value_follows_the_shape_of_the_call():
+    class Recorder(br.Module):
+        def __call__(self, x):
+            self.put("seen", x * self.get("w", jnp.ones, ()), kind=br.Intermediate)
+            return x + 1
+
+    net = Recorder()
+    state = br.init(net)({}, jnp.ones(1))
+
+    def stepped(x):
+        return br.scan(lambda c, _: (net(c), None), x, length=2)[0]
+
+    new, out = br.pure(stepped)(state, jnp.zeros(3))
+    np.testing.assert_array_equal(out, np.full(3, 2.0))
+    np.testing.assert_array_equal(new["recorder/seen"], np.ones(3))
+    new, _ = br.pure(br.vmap(net))(state, jnp.arange(4.0))
+    np.testing.assert_array_equal(new["recorder/seen"], np.arange(4.0))

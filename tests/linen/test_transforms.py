@@ -147,7 +147,6 @@ def test_scan_of_a_layer_that_sows():
     close(after["net/intermediates/h/1"], ys[-1])
 
 
-@pytest.mark.xfail(strict=False, raises=br.EntryShapeError, reason="the core takes an Intermediate for a shared entry")
 def test_vmap_of_a_layer_that_sows():
     net = FlaxModule(models.Sower, name="net")
     state = br.init(net)({}, X, seed=0)

@@ -520,7 +520,6 @@ def test_sown_entries_of_a_plain_dictionary_are_not_added_to():
     assert same(after["net/losses/l2"], want["losses"]["l2"])
 
 
-@pytest.mark.xfail(strict=False, raises=br.EntryShapeError, reason="the core fixes the shape of an Intermediate too")
 def test_what_is_sown_follows_the_batch():
     net = FlaxModule(models.Sower, name="net")
     state = br.init(net)({}, inputs(1, 3), seed=0)
