@@ -24,7 +24,8 @@ from bridges._linen._wrapper import FlaxModule as FlaxModule
 from bridges._linen._wrapper import FromFlax as FromFlax
 from bridges._linen._wrapper import FromLinen as FromLinen
 from bridges._linen._wrapper import LinenModule as LinenModule
-from bridges.core._context import Context, Frame, enter
+from bridges.core._context import Context
+from bridges.core._frame import Frame, enter
 from bridges.core._state import State
 
 

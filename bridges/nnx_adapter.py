@@ -20,8 +20,9 @@ from bridges._nnx._variables import flatten as flatten
 from bridges._nnx._variables import unflatten as unflatten
 from bridges._nnx._wrapper import FromNNX as FromNNX
 from bridges._nnx._wrapper import NNXModule as NNXModule
-from bridges.core._context import Context, Frame, enter
+from bridges.core._context import Context
 from bridges.core._errors import SeedError
+from bridges.core._frame import Frame, enter
 from bridges.core._state import State
 
 

@@ -61,7 +61,7 @@ class OptaxModule(Module):
                 f"OptaxModule got {type(opt).__name__} {opt!r}. Give an optimizer, OptaxModule(optax.adam(1e-3)), or a"
                 " function that makes one with its arguments, OptaxModule(optax.adam, 1e-3)."
             )
-        self.opt = made
+        self.opt: Any = made
 
     @classmethod
     def _auto_name(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

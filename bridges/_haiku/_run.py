@@ -22,7 +22,7 @@ from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, explained
 from bridges._haiku._part import Args, Part
 from bridges._haiku._tree import PARAMS, STATE, Native, leaves, place
 from bridges.core import _flat
-from bridges.core._context import Context, Frame, context, current_frame, enter
+from bridges.core._context import Context, context
 from bridges.core._errors import (
     BridgeError,
     EntryShapeError,
@@ -32,6 +32,7 @@ from bridges.core._errors import (
     hint,
     listing,
 )
+from bridges.core._frame import Frame, current_frame, enter
 from bridges.core._spec import abstract
 
 Entries = Mapping[str, Any]

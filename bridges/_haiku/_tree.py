@@ -20,8 +20,9 @@ import jax
 
 from bridges.core import _flat
 from bridges.core._errors import CollisionError, StructureError, describe, listing
+from bridges.core._kind import BatchStat, Kind, Param, RngState
 from bridges.core._spec import Spec
-from bridges.core._state import BatchStat, Kind, Param, RngState, State
+from bridges.core._state import State
 
 PARAMS, STATE = "params", "state"
 Bundle = Mapping[str, Mapping[str, Any]]

@@ -11,10 +11,12 @@ import jax
 from bridges._haiku._part import Code, Multi, part_of
 from bridges._haiku._run import Call, Runner
 from bridges._haiku._tree import kind
-from bridges.core._context import Context, context, current_frame
+from bridges.core._context import Context, context
 from bridges.core._errors import SeedError, StructureError, listing
 from bridges.core._flat import SEPARATOR
-from bridges.core._module import Module, snake_case
+from bridges.core._frame import current_frame
+from bridges.core._module import Module
+from bridges.core._naming import snake_case
 
 
 class HaikuModule(Module):

@@ -29,7 +29,7 @@ from bridges.core._errors import (
     hint,
     listing,
 )
-from bridges.core._state import Intermediate, Kind, kind_type
+from bridges.core._kind import Intermediate, Kind, kind_type
 
 _MISSING = (
     flax_errors.ScopeParamNotFoundError,

@@ -22,8 +22,8 @@ from bridges._linen._observe import Spy
 from bridges._linen._variables import entry_of, is_leaf, leaf_of, leaves
 from bridges.core import _flat
 from bridges.core._errors import StructureError, hint, listing
+from bridges.core._kind import Kind
 from bridges.core._spec import abstract
-from bridges.core._state import Kind
 
 # Their shapes follow the inputs: a cache is as long as the sequence that made it, a perturbation as large as the batch.
 _INPUT_SHAPED = ("cache", "perturbations", "intermediates")

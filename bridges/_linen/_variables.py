@@ -23,8 +23,9 @@ from flax.core import AxisMetadata, FrozenDict
 
 from bridges.core import _flat
 from bridges.core._errors import StructureError, describe
+from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, Variable
 from bridges.core._spec import Spec
-from bridges.core._state import BatchStat, Cache, Intermediate, Kind, Param, State, Variable
+from bridges.core._state import State
 
 KINDS: dict[str, type[Variable]] = {
     "params": Param,

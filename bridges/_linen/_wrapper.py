@@ -14,7 +14,7 @@ from bridges._linen._memory import Memory
 from bridges._linen._run import perform
 from bridges.core import Module, context
 from bridges.core._errors import FieldError, describe
-from bridges.core._module import snake_case
+from bridges.core._naming import snake_case
 
 
 class FlaxModule(Module):

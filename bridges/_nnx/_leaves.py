@@ -10,6 +10,7 @@ that holds a tree gives an entry a leaf of the tree.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,8 +20,8 @@ from flax import nnx
 
 from bridges.core import _flat
 from bridges.core._errors import CollisionError, listing
+from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable
 from bridges.core._spec import abstract
-from bridges.core._state import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable
 
 ARRAYS = "arrays"
 _STANDARD: dict[str, type[Variable]] = {
@@ -122,15 +123,19 @@ class Leaf:
         path = _flat.join((ARRAYS if kind is None else collection_of(kind), *map(segment, keys)))
         return cls(keys, kind, metadata, wanted, _entries(path, wanted), _kind(leaf))
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether the value is one array, as nearly always."""
         return isinstance(self.wanted, jax.ShapeDtypeStruct)
 
-    @property
+    @functools.cached_property
     def path(self) -> str:
         """The path of its entry, or what the paths of its entries begin with."""
         return _flat.join((ARRAYS if self.type is None else collection_of(self.type), *map(segment, self.keys)))
+
+    @functools.cached_property
+    def _plainly(self) -> dict[str, Any]:
+        return {**self.metadata, "hijax": False, "ref": False}
 
     def value(self, entries: Mapping[str, Any]) -> Any:
         """Returns the leaf's value from entries by path."""
@@ -141,7 +146,7 @@ class Leaf:
         """Returns a new leaf with this value: a Variable that belongs to the trace that runs now, or the value itself."""
         if self.type is None:
             return value
-        return self.type.from_metadata(value, {**self.metadata, "hijax": False, "ref": False})
+        return self.type.from_metadata(value, self._plainly)
 
     def values(self, leaf: Any) -> dict[str, Any]:
         """Returns the entries of a leaf at this place."""

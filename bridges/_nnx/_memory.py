@@ -14,13 +14,14 @@ from typing import Any
 from flax import nnx
 
 from bridges._nnx._call import Call
+from bridges._nnx._instance import Instance, is_recorded
 from bridges._nnx._leaves import Leaf
 from bridges._nnx._maker import Maker
-from bridges._nnx._template import Flags, Template, is_recorded
+from bridges._nnx._template import Flags, Template
 from bridges.core import _flat
 from bridges.core._errors import MissingEntryError, SeedError, StructureError, describe, hint, listing
+from bridges.core._kind import Kind
 from bridges.core._spec import abstract
-from bridges.core._state import Kind
 
 Streams = tuple[str, ...]
 
@@ -134,9 +135,9 @@ class Memory:
         """Finds out, in abstract, which Variables such a call creates."""
 
         def dry(call: Call, entries: Mapping[str, Any]) -> None:
-            module, values = base.build(entries)
-            call.run(module, base.sows)
-            self.learn(base.changes(module, values).leaves)
+            instance = Instance(base, entries)
+            call.run(instance.module, base.sows)
+            self.learn(instance.changes().leaves)
 
         with contextlib.suppress(Exception):  # The call itself will say what is wrong with it.
             call.abstract(dry, {path: present[path] for path in base.entries})

@@ -9,13 +9,14 @@ import jax
 from flax import nnx
 
 from bridges._nnx._call import Call
+from bridges._nnx._instance import Instance, is_recorded
 from bridges._nnx._leaves import Leaf
 from bridges._nnx._memory import Memory, Streams, at, tag_of
-from bridges._nnx._template import Flags, Template, is_recorded
+from bridges._nnx._template import Flags, Template
 from bridges.core import _flat
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, describe, listing
-from bridges.core._state import Cache, kind_type
+from bridges.core._kind import Cache, kind_type
 
 FLAGS = ("train", "deterministic", "use_running_average")
 
@@ -39,9 +40,9 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
         if ctx.declared(at(where, path)) is None:
             ctx.declare(at(where, path), kind)
     _check_shapes(template, present, where)
-    module, values = template.build(present)
-    out = call.run(module, template.sows)
-    changes = template.changes(module, values, f" at {where!r}" if where else "")
+    instance = Instance(template, present)
+    out = call.run(instance.module, template.sows)
+    changes = instance.changes(f" at {where!r}" if where else "")
     memory.learn(changes.leaves)
     for path, value in changes.entries.items():
         kind = changes.kinds[path]

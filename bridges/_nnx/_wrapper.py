@@ -13,7 +13,7 @@ from bridges._nnx._memory import Memory
 from bridges._nnx._run import perform
 from bridges.core import Module, context
 from bridges.core._errors import FieldError
-from bridges.core._module import snake_case
+from bridges.core._naming import snake_case
 
 
 class NNXModule(Module):

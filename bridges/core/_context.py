@@ -1,95 +1,39 @@
 """The running context: entries, permissions, random streams and flags of one call of a pure function.
 
-One context variable holds the innermost frame (which module's method runs, under which scope, in which context), so every
-thread and every asyncio task has its own. A context belongs to the JAX trace it was made under; a side effect under
-another trace would leak a tracer and is refused.
+A context belongs to the JAX trace it was made under; a side effect under another trace would leak a tracer and is refused.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import contextvars
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from bridges.core._errors import (
     CollisionError,
     ContextError,
     CreateError,
-    EntryShapeError,
     LeakError,
     MissingEntryError,
     NamingError,
     PermissionsError,
     SeedError,
-    StructureError,
     describe,
     hint,
 )
 from bridges.core._flat import SEPARATOR
+from bridges.core._frame import current_frame
 from bridges.core._jaxpr import trace_state
+from bridges.core._kind import Kind, default_kind, is_transient, kind_type
+from bridges.core._leaf import as_leaf, fitted
 from bridges.core._rng import Streams
-from bridges.core._state import Intermediate, Kind, State, default_kind, kind_type
+from bridges.core._state import State
 
 if TYPE_CHECKING:
     from bridges.core._module import Module
-
-
-class Frame:
-    """Where the program is: the module whose method runs, the scope below it, and the names given there so far.
-
-    Attributes:
-      context: The running context, None while modules are built outside of one.
-      module: The module whose method runs, None in a plain function.
-      scopes: Segments entered with `scope` below the module (or below the root).
-      prefix: What automatic names of modules made in this frame begin with (`'encode_'` in a method `encode`).
-      names: Names taken in this frame, relative to the module: those of modules made in a scope begin with it.
-    """
-
-    __slots__ = ("context", "module", "scopes", "prefix", "names")
-
-    def __init__(
-        self,
-        context: Context | None,
-        module: Module | None,
-        scopes: tuple[str, ...] = (),
-        prefix: str = "",
-        names: set[str] | None = None,
-    ):
-        self.context = context
-        self.module = module
-        self.scopes = scopes
-        self.prefix = prefix
-        self.names = set() if names is None else names
-
-    @property
-    def path(self) -> str:
-        """The path under which this frame makes entries and modules; empty at the root."""
-        parts = (self.module.path, *self.scopes) if self.module is not None else self.scopes
-        return SEPARATOR.join(parts)
-
-
-_FRAME: contextvars.ContextVar[Frame | None] = contextvars.ContextVar("bridges_frame", default=None)
-
-
-def current_frame() -> Frame | None:
-    """Returns the innermost frame of this thread or task."""
-    return _FRAME.get()
-
-
-@contextlib.contextmanager
-def enter(frame: Frame) -> Iterator[Frame]:
-    """Makes `frame` the innermost one for the length of a `with` block."""
-    token = _FRAME.set(frame)
-    try:
-        yield frame
-    finally:
-        _FRAME.reset(token)
 
 
 def context() -> Context:
@@ -98,7 +42,7 @@ def context() -> Context:
     Raises:
       ContextError: No stateful function is running.
     """
-    frame = _FRAME.get()
+    frame = current_frame()
     if frame is None or frame.context is None:
         raise ContextError(
             "State was used outside of a running context. Wrap the function: state = bridges.init(fn)({}, *args,"
@@ -287,7 +231,7 @@ class Context:
                     " (the predicate of while_loop is such a place). Move the write out, or pass modify=True."
                 )
             if not is_transient(self.declared(path)):
-                value = _fitted(path, value, self._entries[path])
+                value = fitted(path, value, self._entries[path])
             self.modified.add(path)
         else:
             if not self.create and not is_transient(kind):
@@ -387,7 +331,7 @@ class Context:
         return self._seeded(stream, path).first(stream, path, self.is_root(path))
 
     def _drawer(self, path: str | None) -> str:
-        frame = _FRAME.get()
+        frame = current_frame()
         return path if path is not None else frame.path if frame is not None else ""
 
     def _seeded(self, stream: str, path: str) -> Streams:
@@ -413,45 +357,6 @@ class Context:
                 f"Two modules have the path {module.path!r}: {owner!r} and {module!r}. They would share their entries."
                 " Give one of them a name: Net(…, name='other'), or pass one instance to both places to share it."
             )
-
-
-def is_transient(kind: Kind | None) -> bool:
-    """Whether entries of this kind record what a call computed, so that any call may make them anew."""
-    return kind is not None and issubclass(kind_type(kind), Intermediate)
-
-
-def as_leaf(path: str, value: Any) -> Any:
-    """Returns the value as an array with a definite dtype; arrays, tracers and abstract values as they are."""
-    if isinstance(value, (bool, int, float, complex)):
-        value = jnp.asarray(value)
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise StructureError(
-            f"The state entry {path!r} must be an array or a tree of arrays; got {type(value).__name__} {value!r}."
-            " Keep anything else as an attribute of the module."
-        )
-    return jnp.asarray(value, dtype=value.dtype) if getattr(value, "weak_type", False) else value
-
-
-def _fitted(path: str, value: Any, existing: Any) -> Any:
-    if tuple(value.shape) != tuple(existing.shape):
-        raise EntryShapeError(
-            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}. Shapes are fixed"
-            " when an entry is created: write a value of that shape, or initialise the state anew."
-        )
-    if value.dtype == existing.dtype:
-        return value
-    castable = not any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) for x in (value, existing))
-    if not castable or not np.can_cast(_plain(value.dtype), _plain(existing.dtype), "same_kind"):
-        raise EntryShapeError(
-            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}: that cast would"
-            " lose more than precision. Cast the value yourself if it is meant."
-        )
-    return jnp.asarray(value, dtype=existing.dtype)
-
-
-def _plain(dtype: Any) -> np.dtype:
-    """Returns the dtype, small floats such as bfloat16 as float16: NumPy knows no kind for them."""
-    return np.dtype(np.float16) if jnp.issubdtype(dtype, np.floating) and dtype.itemsize <= 2 else np.dtype(dtype)
 
 
 def state() -> State:
@@ -486,31 +391,3 @@ def flags(**values: Any) -> Iterator[None]:
         yield
     finally:
         running.flags = before
-
-
-@contextlib.contextmanager
-def scope(name: str) -> Iterator[str]:
-    """Enters a name scope for a `with` block and yields its path: entries and modules made inside lie below it."""
-    check_name(name)
-    outer = _FRAME.get()
-    if outer is None:
-        outer = Frame(None, None)
-    with enter(Frame(outer.context, outer.module, (*outer.scopes, name), outer.prefix, outer.names)) as frame:
-        yield frame.path
-
-
-def check_name(name: Any) -> str:
-    """Returns the name if it can be one segment of a path.
-
-    Raises:
-      NamingError: It is empty, no string, or holds `/`, `%`, `{` or white space.
-    """
-    if not isinstance(name, str) or not name:
-        raise NamingError(f"A name must be a string that is not empty; got {name!r}.")
-    bad = [c for c in name if c in "/%{}" or c.isspace()]
-    if bad:
-        raise NamingError(
-            f"The name {name!r} holds {bad[0]!r}. A name is one segment of a path: no '/', '%', braces or spaces."
-            + (" Did you forget the f of an f-string?" if "{" in name else "")
-        )
-    return name

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bridges.core._context import Context, context, current_frame
+from bridges.core._context import Context, context
 from bridges.core._errors import BridgeError
+from bridges.core._frame import current_frame
 from bridges.core._jaxpr import Traced, trace
 from bridges.core._rng import Streams, fold
 from bridges.core._transforms import Body, Effects, prepare

@@ -16,38 +16,15 @@ from typing import Any, ClassVar
 
 import jax
 
-from bridges.core._context import (
-    Context,
-    Frame,
-    check_name,
-    context,
-    current_frame,
-    enter,
-)
-from bridges.core._errors import (
-    BridgeError,
-    EntryShapeError,
-    FieldError,
-    MissingEntryError,
-    NamingError,
-    StructureError,
-    describe,
-    hint,
-    listing,
-)
+from bridges.core._context import Context, context
+from bridges.core._entry import get_entry, put_entry
+from bridges.core._errors import BridgeError, FieldError, NamingError
 from bridges.core._fields import Field, collect, take, unbound, unknown
-from bridges.core._flat import SEPARATOR, flatten, under, unflatten
-from bridges.core._rng import SINGLE, Streams
-from bridges.core._state import Intermediate, Kind, State, Variable, kind_type
-
-
-def snake_case(name: str) -> str:
-    """Returns the name as the field writes module names: `MLP` -> `mlp`, `Conv2D` -> `conv2_d`, `ResNet` -> `res_net`.
-
-    The rule is Haiku's (`haiku._src.utils.camel_to_snake`, 0.0.17).
-    """
-    name = re.sub(r"((?<=[a-z0-9])[A-Z]|(?!^)[A-Z](?=[a-z]))", r"_\1", name)
-    return name.lower().strip("_") or "module"
+from bridges.core._flat import SEPARATOR, under
+from bridges.core._frame import Frame, check_name, current_frame, enter
+from bridges.core._kind import Kind
+from bridges.core._naming import automatic, reserve, snake_case, taken
+from bridges.core._state import State
 
 
 def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
@@ -111,7 +88,7 @@ class ModuleType(type):
         fill(self, "_base_name", type(self)._auto_name(args, kwargs) if name is None else "")
         if name is not None:
             if self._frame is not None and self._numbered:
-                _reserve(self._frame, check_name(name))
+                reserve(self._frame, check_name(name))
             fill(self, "_name", check_name(name))
         elif frame is not None and frame.module is not None and frame.module._unnamed is not None:
             frame.module._unnamed.append(self)
@@ -127,39 +104,6 @@ class ModuleType(type):
                 child.name  # noqa: B018
         fill(self, "_unnamed", None)
         return self
-
-
-def _taken(frame: Frame, name: str) -> bool:
-    key = _relative(frame, name)
-    return key in frame.names or (frame.module is not None and key in frame.module._names)
-
-
-def _relative(frame: Frame, name: str) -> str:
-    return SEPARATOR.join((*frame.scopes, name))
-
-
-def _reserve(frame: Frame, name: str) -> None:
-    """Takes a name in the frame in which a module is made."""
-    key = _relative(frame, name)
-    if _taken(frame, name) or (frame.module is not None and key in frame.module._children):
-        raise NamingError(
-            f"The name {name!r} is taken already under {frame.path!r}: two modules or entries would share it. Choose"
-            " another name; to share a module, pass the same instance to both places."
-        )
-    frame.names.add(key)
-    if frame.module is not None and frame.module._unnamed is not None:
-        frame.module._names.add(key)
-
-
-def _automatic(frame: Frame, base: str) -> str:
-    """Returns the first free of `base`, `base_1`, `base_2`, … in the frame, and takes it."""
-    base = frame.prefix + base
-    name, count = base, 0
-    while _taken(frame, name):
-        count += 1
-        name = f"{base}_{count}"
-    _reserve(frame, name)
-    return name
 
 
 class Module(metaclass=ModuleType):
@@ -208,8 +152,8 @@ class Module(metaclass=ModuleType):
             raise NamingError(f"The attribute {key!r} is every module's own: choose another name for yours.")
         for name, child in _modules_in(key, value):
             frame = child._frame
-            if child._name is None and frame is not None and frame.module is self and not _taken(frame, name):
-                _reserve(frame, name)
+            if child._name is None and frame is not None and frame.module is self and not taken(frame, name):
+                reserve(frame, name)
                 object.__setattr__(child, "_name", name)
         object.__setattr__(self, key, value)
 
@@ -221,7 +165,7 @@ class Module(metaclass=ModuleType):
     def name(self) -> str:
         """The last segment of the path."""
         if self._name is None:
-            named = _automatic(self._frame, self._base_name) if self._numbered and self._frame else self._base_name
+            named = automatic(self._frame, self._base_name) if self._numbered and self._frame else self._base_name
             object.__setattr__(self, "_name", named)
         return self._name  # type: ignore[return-value]
 
@@ -265,7 +209,9 @@ class Module(metaclass=ModuleType):
             with enter(self._inside(base)):
                 child = ctor(*args, name=name, **kwargs)
             return self._children.setdefault(key, child)
-        return get_entry(context(), path, ctor, args, kwargs, kind, self._structures, lambda m: self._adopt(key, m))
+        return get_entry(
+            context(), path, ctor, args, kwargs, kind, self._structures, Module, lambda m: self._adopt(key, m)
+        )
 
     def put(self, name: str | Mapping[str, Any], value: Any = None, /, *, kind: Kind | None = None) -> Any:
         """Writes a state entry, or every entry of a mapping, creating what is not there where that is allowed.
@@ -352,133 +298,6 @@ def is_module_class(ctor: Any) -> bool:
     return isinstance(ctor, type) and issubclass(ctor, Module)
 
 
-def get_entry(
-    ctx: Context,
-    path: str,
-    ctor: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    kind: Kind | None,
-    structures: dict[str, Any],
-    adopt: Callable[[Module], Module] = lambda module: module,
-) -> Any:
-    """Returns the entry at a path, whole, making it with `ctor` where that is allowed; see `Module.get`."""
-    if path in ctx.entries:
-        ctx.declare(path, ctx.kind(path) if kind is None else kind)
-        return ctx.read(path)
-    make = functools.partial(ctor, *args, **kwargs) if callable(ctor) else lambda: ctor
-    below = ctx.has_below(path)
-    like = structures.get(path)
-    if like is not None and _fits(ctx, path, like, below):
-        return _assemble(ctx, path, like, kind)
-    made: Any = None
-    if ctor is not None and (below or not ctx.create):
-        made = _abstract(ctx, make)
-        if made is Module:
-            return adopt(_construct(path, make))
-        if below or not jax.tree.leaves(made):
-            structures[path] = _skeleton(made)
-            return _assemble(ctx, path, made, kind)
-    if ctor is None and below:
-        raise MissingEntryError(
-            f"The state entry {path!r} is a tree with the leaves {', '.join([*ctx.under(path)][:5])}, …, and what"
-            " structure they have is not known yet: pass its constructor, self.get(name, constructor, *args)."
-        )
-    if ctor is None:
-        ctx.read(path)
-    transient = kind is not None and issubclass(kind_type(kind), Intermediate)
-    if not ctx.create and not transient:
-        return put_entry(ctx, path, made, kind, structures)  # Raises: the abstract value serves for the message.
-    value = _construct(path, make)
-    if isinstance(value, Module):
-        return adopt(value)
-    return put_entry(ctx, path, value, kind, structures)
-
-
-def _construct(path: str, make: Callable[[], Any]) -> Any:
-    frame = current_frame()
-    inner = Frame(frame.context, frame.module, frame.scopes, names=set()) if frame else Frame(None, None)
-    inner.scopes = (*inner.scopes, path.rsplit(SEPARATOR, 1)[-1])
-    with enter(inner):
-        return make()
-
-
-def _abstract(ctx: Context, make: Callable[[], Any]) -> Any:
-    """Returns the structure of what `make` gives, with no key and no array made; the class `Module` if it gives one."""
-    seen: list[Any] = []
-    keys = {name: jax.random.key(0) for name in (ctx.streams_given or (SINGLE,))}
-
-    def run() -> Any:
-        frame = current_frame()
-        streams = Streams(keys)
-        child = ctx.child(streams=streams, create=True)
-        with enter(Frame(child, frame.module if frame else None, frame.scopes if frame else ())):
-            value = make()
-        if isinstance(value, Module):
-            seen.append(value)
-            return ()
-        return value
-
-    try:
-        shape = jax.eval_shape(run)
-    except TypeError as err:
-        raise StructureError(f"A state entry must be an array or a tree of arrays, and its constructor: {err}") from err
-    return Module if seen else shape
-
-
-def _fits(ctx: Context, path: str, like: Any, below: bool) -> bool:
-    """Whether a remembered structure is that of the entries: another state may hold another tree there, or none yet."""
-    names = flatten(like)
-    return set(ctx.under(path)) == set(names) if below else not names
-
-
-def _assemble(ctx: Context, path: str, like: Any, kind: Kind | None) -> Any:
-    if not jax.tree.leaves(like):
-        return jax.tree.map(lambda x: x, like)
-    found = ctx.under(path)
-    try:
-        value = unflatten(found, like)
-    except StructureError as err:
-        raise StructureError(f"The entries below {path!r} are not the tree that its constructor makes. {err}") from err
-    for name in found if kind is not None else ():
-        ctx.declare(f"{path}{SEPARATOR}{name}", kind)
-    return value
-
-
-def put_entry(ctx: Context, path: str, value: Any, kind: Kind | None, structures: dict[str, Any]) -> Any:
-    """Writes an array, or a tree leaf by leaf, at a path; see `Module.put`."""
-    structure = jax.tree.structure(value)
-    if bool(structure == _LEAF):  # type: ignore[operator]
-        if ctx.has_below(path):
-            names = list(ctx.under(path))
-            raise EntryShapeError(
-                f"The state entry {path!r} is a tree with the leaves {', '.join(names[:5])}{'…' * (len(names) > 5)} and"
-                f" was written with {describe(value)}. Write a tree of that structure."
-            )
-        return ctx.write(path, value, kind)
-    flat = flatten(value)
-    present = ctx.under(path)
-    if path in ctx.entries or (present and set(present) != set(flat)):
-        lines = [f"missing {n!r}{hint(n, flat)}" for n in present if n not in flat]
-        lines += [f"unexpected {n!r}" for n in flat if n not in present]
-        raise EntryShapeError(
-            f"The state entry {path!r} has another structure than the tree it was written with:\n"
-            + listing(["it is a single array"] if path in ctx.entries else lines)
-        )
-    for name, leaf in flat.items():
-        ctx.write(f"{path}{SEPARATOR}{name}", leaf, Variable if kind is None and not present else kind)
-    structures[path] = _skeleton(value)
-    return value
-
-
-_LEAF = jax.tree.structure(0)
-
-
-def _skeleton(tree: Any) -> Any:
-    """Returns the tree without shapes: one module may serve states of different sizes."""
-    return jax.tree.map(lambda _: 0, tree)
-
-
 def get(name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **kwargs: Any) -> Any:
     """Returns an entry or submodule of the module whose method runs; below the current scope in a plain function."""
     frame = current_frame()
@@ -492,4 +311,4 @@ def get(name: str, ctor: Any = None, /, *args: Any, kind: Kind | None = None, **
         )
     base = frame.path if frame is not None else ""
     path = f"{base}{SEPARATOR}{name}" if base else name
-    return get_entry(ctx, path, ctor, args, kwargs, kind, {})
+    return get_entry(ctx, path, ctor, args, kwargs, kind, {}, Module)

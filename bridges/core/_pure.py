@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.core._context import Context, Frame, as_leaf, current_frame, enter
+from bridges.core._context import Context
 from bridges.core._errors import CreateError, MissingEntryError, StructureError
+from bridges.core._frame import Frame, current_frame, enter
 from bridges.core._jaxpr import trace
+from bridges.core._leaf import as_leaf
 from bridges.core._module import Module
 from bridges.core._rng import Seed, Streams
 from bridges.core._state import Layout, State

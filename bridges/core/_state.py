@@ -9,84 +9,15 @@ What it does not do: it never converts a value; an entry may be an array, a trac
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from bridges.core._errors import CollisionError, FilterError, MissingEntryError, StructureError, hint, listing
+from bridges.core._filter import Filter, predicate
 from bridges.core._flat import PathKey, under
-
-
-class Variable:
-    """What an entry is for. Subclass it for a kind of your own; an instance carries metadata beside the entry.
-
-    A kind is a subclass (`Param`) or an instance that holds metadata (`Param(sharding=('in', 'out'))`). Metadata values
-    must be hashable: they are part of the tree structure.
-
-    >>> class Calls(Variable): ...
-    >>> Param(sharding=('in', None))
-    Param(sharding=('in', None))
-    """
-
-    __slots__ = ("_metadata",)
-
-    def __init__(self, **metadata: Any):
-        self._metadata = tuple(sorted(metadata.items()))
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The metadata as a new dictionary."""
-        return dict(self._metadata)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._metadata == other._metadata
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._metadata))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._metadata)})"
-
-
-class Param(Variable):
-    """A trainable weight."""
-
-
-class BatchStat(Variable):
-    """A running statistic: updated by the forward pass, never by a gradient."""
-
-
-class Cache(Variable):
-    """What autoregressive decoding carries from step to step."""
-
-
-class Intermediate(Variable):
-    """A value recorded by a call for inspection; it may be removed from a state, and the next call records it again."""
-
-
-class RngState(Variable):
-    """A random key, or a counter of keys, that is part of the state."""
-
-
-Kind = type[Variable] | Variable
-
-
-def kind_type(kind: Kind) -> type[Variable]:
-    """Returns the class of a kind, whether given as a class or as an instance with metadata."""
-    return kind if isinstance(kind, type) else type(kind)
-
-
-def default_kind(value: Any) -> Kind:
-    """Returns `Param` for floating and complex arrays, `RngState` for typed keys, `Variable` for all else."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        return Variable
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return RngState
-    return Param if jax.dtypes.issubdtype(dtype, np.inexact) else Variable
+from bridges.core._kind import Kind, default_kind, kind_type
 
 
 class Layout:
@@ -118,70 +49,6 @@ class Layout:
         return Layout, (self.paths, self.kinds)
 
 
-Filter = Any  # Kind | ... | bool | str | Callable[[str, Any], bool] | tuple[Filter, ...] | Not | PathMatches
-
-
-class Not:
-    """A filter that matches what the given filters do not match."""
-
-    def __init__(self, *filters: Filter):
-        self.matches = _predicate(filters)
-
-    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
-        return not self.matches(path, value, kind)
-
-
-class PathMatches:
-    """A filter that matches the whole path against a regular expression.
-
-    >>> State({'net/w': 1, 'net/b': 2}).filter(PathMatches(r'.*/w'))
-    State({'net/w': 1})
-    """
-
-    def __init__(self, pattern: str):
-        self.pattern = re.compile(pattern)
-
-    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
-        return self.pattern.fullmatch(path) is not None
-
-
-class _IsArray:
-    """A filter that matches NumPy and JAX arrays (tracers included)."""
-
-    def __call__(self, path: str, value: Any, kind: Kind) -> bool:
-        return isinstance(value, (np.ndarray, np.generic, jax.Array))
-
-    def __repr__(self) -> str:
-        return "bridges.arrays"
-
-
-arrays = _IsArray()
-
-
-def _predicate(filters: Filter) -> Callable[[str, Any, Kind], bool]:
-    if isinstance(filters, (tuple, list)):
-        parts = [_predicate(f) for f in filters]
-        return lambda path, value, kind: any(part(path, value, kind) for part in parts)
-    if filters is ... or filters is True:
-        return lambda path, value, kind: True
-    if filters is False or filters is None:
-        return lambda path, value, kind: False
-    if isinstance(filters, (Not, PathMatches, _IsArray)):
-        return filters
-    if isinstance(filters, type) and issubclass(filters, Variable):
-        return lambda path, value, kind: issubclass(kind_type(kind), filters)
-    if isinstance(filters, Variable):
-        return lambda path, value, kind: kind == filters
-    if isinstance(filters, str):
-        return lambda path, value, kind: under(path, filters)
-    if callable(filters):
-        return lambda path, value, kind: bool(filters(path, value))
-    raise FilterError(
-        f"{filters!r} is not a filter. A filter is a kind (bridges.Param), ..., a path or prefix, a predicate"
-        " (path, value) -> bool, bridges.Not(…), bridges.PathMatches(regex), bridges.arrays, or a tuple of these."
-    )
-
-
 class State(MutableMapping[str, Any]):
     """A flat mapping from path to value, with a kind for each entry; a pytree.
 
@@ -189,6 +56,8 @@ class State(MutableMapping[str, Any]):
       entries: A mapping or pairs of path and value. The kinds of another `State` are kept.
       kinds: Kinds by path. An entry with none is taken for `default_kind` of its value until code declares it.
 
+    >>> import numpy as np
+    >>> from bridges.core import Param
     >>> state = State({'net/w': np.ones(2, np.float32), 'net/n': np.int32(0)})
     >>> state.kind('net/w').__name__, state.kind('net/n').__name__
     ('Param', 'Variable')
@@ -329,14 +198,14 @@ class State(MutableMapping[str, Any]):
         return State._make(layout, [self._values[i] for i in indices], self._base)
 
     def _group(self, filters: tuple[Filter, ...]) -> tuple[list[list[int]], list[int]]:
-        predicates = [_predicate(f) for f in filters]
+        predicates = [predicate(f) for f in filters]
         groups: list[list[int]] = [[] for _ in predicates]
         rest = []
         items = zip(self._layout.paths, self._values, self._layout.kinds, strict=True)
         for i, (path, value, kind) in enumerate(items):
             known = default_kind(value) if kind is None else kind
-            for group, predicate in zip(groups, predicates, strict=True):
-                if predicate(path, value, known):
+            for group, matches in zip(groups, predicates, strict=True):
+                if matches(path, value, known):
                     group.append(i)
                     break
             else:

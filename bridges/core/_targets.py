@@ -11,8 +11,9 @@ import numpy as np
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, MissingEntryError, describe, hint
 from bridges.core._flat import SEPARATOR
+from bridges.core._kind import Param, Variable, kind_type
 from bridges.core._module import Module
-from bridges.core._state import Param, State, Variable, kind_type
+from bridges.core._state import State
 
 Targets = Any  # Module | str | Mapping[str, Any] | Iterable[Targets]
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 
-from bridges.core._context import Context, Frame, context, current_frame, enter
+from bridges.core._context import Context, context
+from bridges.core._frame import Frame, current_frame, enter
+from bridges.core._kind import Kind
 from bridges.core._pure import Static, jit_outside, running, shifted, signed, static_arguments
 from bridges.core._rng import Streams
-from bridges.core._state import Kind, State
+from bridges.core._state import State
 from bridges.core._targets import Targets, kept, resolve
 
 

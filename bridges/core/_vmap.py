@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bridges.core._context import Context, is_transient
+from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, listing
 from bridges.core._flat import under
+from bridges.core._kind import is_transient
 from bridges.core._rng import Streams, fold
 from bridges.core._targets import each
 from bridges.core._transforms import Body, Effects

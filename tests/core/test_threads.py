@@ -145,7 +145,8 @@ def test_tasks_that_switch_inside_of_a_running_context():
         return br.get("w")
 
     async def run(value):
-        from bridges.core._context import Context, Frame, enter
+        from bridges.core._context import Context
+        from bridges.core._frame import Frame, enter
 
         with enter(Frame(Context({"w": jnp.float32(value)}), None)):
             return await body(value)
