@@ -87,8 +87,8 @@ def flatten(module_or_state: Any) -> State:
     >>> for path in state: print(path, state.kind(path))
     RngCount/layers/1/rngs/count RngState(collection='RngCount', tag='default')
     RngKey/layers/1/rngs/key RngState(collection='RngKey', tag='default')
-    params/layers/0/bias <class 'bridges.core._state.Param'>
-    params/layers/0/kernel <class 'bridges.core._state.Param'>
+    params/layers/0/bias <class '...Param'>
+    params/layers/0/kernel <class '...Param'>
     """
     if isinstance(module_or_state, State):
         return module_or_state
