@@ -133,13 +133,18 @@ class Instance:
 
 
 def _nodes(module: Any, leaves: int) -> list[tuple[Any, dict[str, Any]]] | None:
-    """Returns the nodes of a module with their attributes; None if not all leaves are attributes of such nodes."""
+    """Returns the nodes of a module with their attributes; None where that is not all that there is to look at.
+
+    A leaf inside of a list or dictionary is no attribute, and a call may put one into an empty one.
+    """
     found, stack, seen = [], [module], {id(module)}
     while stack:
         node = stack.pop()
         attributes = dict(vars(node))
         found.append((node, attributes))
         for value in attributes.values():
+            if isinstance(value, (list, dict)):
+                return None
             if isinstance(value, (nnx.Pytree, nnx.Variable, jax.Array)) and id(value) not in seen:
                 seen.add(id(value))
                 if isinstance(value, nnx.Pytree):

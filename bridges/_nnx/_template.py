@@ -83,9 +83,10 @@ class Template:
         def change(module: Any) -> None:
             heads = [module] if isinstance(module, nnx.Module) else [m for _, m in nnx.iter_modules(module, graph=True)]
             for head in heads:
+                cls = type(head)  # A submodule may be called train.
                 if "train" in given:
-                    head.train() if given["train"] else head.eval()
-                head.set_attributes(raise_if_not_found=False, graph=True, **attributes)
+                    cls.train(head) if given["train"] else cls.eval(head)
+                cls.set_attributes(head, raise_if_not_found=False, graph=True, **attributes)
 
         return self._changed(change)
 

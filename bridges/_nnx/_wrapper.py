@@ -29,7 +29,8 @@ class NNXModule(Module):
     caches, counts, Variables that it creates. What it sows is recorded in `Intermediate` entries, anew at every call.
 
     Random streams that the module keeps (dropout) are entries as in NNX itself, of kind `RngState`: the key stays, the
-    count goes up at every draw. A state therefore determines what is drawn, and the host's seed has no part in it.
+    count goes up at every draw. A state therefore determines what is drawn, and the host's seed has no part in it; the
+    members of `bridges.vmap` draw alike, unless each has a key of its own (`state_axes={'net/RngKey': 0}`).
 
     `bridges.flags(train=True)` does what `module.train()` does, `train=False` what `module.eval()` does;
     `deterministic` and `use_running_average` set these attributes wherever they exist. Without flags, attributes are as the

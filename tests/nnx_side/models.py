@@ -177,7 +177,24 @@ class ReservedNames(nnx.Module):
         return x
 
 
-NAMES = ("rngs", "module", "params", "get", "put", "getm", "state", "method", "name", "path", "variable", "init")
+NAMES = (
+    "train",
+    "eval",
+    "sow",
+    "perturb",
+    "rngs",
+    "module",
+    "params",
+    "get",
+    "put",
+    "getm",
+    "state",
+    "method",
+    "name",
+    "path",
+    "variable",
+    "init",
+)
 
 
 class Odd(nnx.Module):

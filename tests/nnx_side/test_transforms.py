@@ -82,6 +82,16 @@ def test_vmap_of_an_ensemble():
     assert same(dict(after), dict(state))
 
 
+def test_vmap_draws_alike_unless_each_member_has_a_key():
+    net, x = NNXModule(nnx.Dropout, 0.5, name="net"), jnp.ones((2, 50))
+    for axes, alike in ({}, True), ({"net/RngKey": 0}, False), ({net: 0}, False):
+        run = lambda x, axes=axes: br.vmap(net, state_axes=axes)(x)  # noqa: E731
+        state = br.init(run)({}, x, seed=0)
+        after, out = br.pure(run)(state, x)
+        assert equal(out[0], out[1]) is alike
+        assert (after["net/RngCount/rngs/count"] == 1).all()
+
+
 def test_scan_carries_what_the_call_modifies(native, net):
     xs = inputs(4, 2, 6, 6, 3)
 
@@ -102,6 +112,14 @@ def test_scan_of_a_layer_that_sows():
     after, ys = br.pure(run)(state, inputs(4, 2, 3))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     close(after["net/intermediates/h/1"], ys[-1])
+
+
+def test_vmap_of_a_layer_that_sows():
+    net = NNXModule(models.Sower, name="net")
+    state = br.init(net)({}, X[:, :3], seed=0)
+    after, out = br.pure(lambda x: br.vmap(net)(x))(state, inputs(4, 2, 3))
+    assert out.shape == (4, 2, 3)
+    close(after["net/intermediates/last"], out)
 
 
 def test_checkpoint_gives_the_same_gradient(native, net):

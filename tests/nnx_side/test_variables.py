@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bridges as br
 from bridges import linen_adapter
@@ -48,6 +50,34 @@ def test_a_merged_module_has_the_values_of_the_entries(name):
     graphdef, _ = nnx.split(MODELS[name]())
     module = randomised(MODELS[name]())
     assert same(nnx.state(nnx.merge(graphdef, unflatten(flatten(module), module))), nnx.state(module))
+
+
+LEAVES = st.builds(
+    lambda make, shape, dtype: make(np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)),
+    st.sampled_from([nnx.Param, nnx.BatchStat, nnx.Cache, models.Count, lambda x: x]),
+    st.sampled_from([(), (2,), (2, 3), (0,)]),
+    st.sampled_from([np.float32, np.int32, jnp.bfloat16]),
+)
+KEY = st.one_of(st.text(max_size=3), st.text("a/%", max_size=3))
+STATES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.dictionaries(KEY, inner, min_size=1, max_size=3),
+        st.dictionaries(st.integers(0, 20), inner, min_size=1, max_size=3),
+        st.dictionaries(
+            st.tuples(st.text("ab%", max_size=2), st.text("ab%", max_size=2)), inner, min_size=1, max_size=3
+        ),
+    ),
+    max_leaves=6,
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(STATES)
+def test_any_state_there_and_back(tree):
+    native = nnx.State(tree)
+    state = flatten(native)
+    assert same(unflatten(state, native), native)
+    assert len(state) == len(jax.tree.leaves(native))
 
 
 def test_names_and_kinds():

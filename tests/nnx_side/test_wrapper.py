@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import threading
 
 import jax
@@ -270,6 +271,8 @@ def test_peers_submodules_with_reserved_names():
     state = below("net", native)
     net, x = NNXModule(models.ReservedNames, name="net"), X[:, :3]
     assert equal(br.pure(net)(state, x)[1], native(x))
+    assert equal(br.pure(net, flags={"train": True})(state, x)[1], native(x))
+    assert equal(br.pure(lambda x: net(x, method="train"))(state, x)[1], native.train(x))
     assert net.name == "net" and net.path == "net"
     assert equal(br.pure(lambda x: net(x, method="name"))(state, x)[1], getattr(native, "name")(x))  # noqa: B009
 
@@ -486,6 +489,13 @@ def test_what_is_sown_may_be_popped():
     assert again.keys() == state.keys() and len(recorded) == 4
 
 
+def test_what_is_sown_follows_the_batch():
+    net = NNXModule(models.Sower, name="net")
+    state = br.init(net)({}, X[:1, :3], seed=0)
+    after, out = br.pure(net)(state, X[:, :3])
+    assert equal(after["net/intermediates/last"], out) and out.shape == (2, 3)
+
+
 def test_sowing_does_not_warn_nor_does_it_silence_others():
     import warnings
 
@@ -581,6 +591,31 @@ def test_perturbations_have_gradients():
     native = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     close(grads[path], 2 * native(X))
     assert same(br.pure(NNXModule(Perturbed, name="net"))(state, X)[0], state)
+
+
+def test_what_a_call_puts_into_a_list_is_seen():
+    class Logs(nnx.Module):
+        def __init__(self):
+            self.log = nnx.data([])
+
+        def __call__(self, x):
+            self.log.append(nnx.Intermediate(x))
+            return x
+
+    after, _ = br.pure(NNXModule(Logs, name="net"))({}, X)
+    assert list(after) == ["net/intermediates/log/0"] and equal(after["net/intermediates/log/0"], X)
+    after, _ = br.pure(NNXModule(Logs, name="net"))(after, X)
+    assert list(after) == ["net/intermediates/log/0"]
+
+
+def test_a_metric():
+    native, net = nnx.metrics.Average(), NNXModule(nnx.metrics.Average, name="net")
+    state = br.init(net.compute)({})
+    for values in (X, X + 1):
+        native.update(values=values)
+        state, _ = br.pure(net.update)(state, values=values)
+        assert same(state, below("net", native))
+    assert equal(br.pure(net.compute)(state)[1], native.compute())
 
 
 def test_changes_that_a_state_cannot_hold_are_refused():
@@ -719,7 +754,7 @@ def test_peers_two_threads_tracing_at_once():
         close(dict(after), dict(want[0]))
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_wrappers_are_copied(copied):
     for ctor in (models.MLP, models.MLP(rngs=nnx.Rngs(0))):
         net = NNXModule(ctor, name="net")
