@@ -16,6 +16,7 @@ import jax
 from bridges.core._context import Context, context
 from bridges.core._frame import Frame, current_frame, enter
 from bridges.core._kind import Kind
+from bridges.core._module import Module
 from bridges.core._pure import Static, jit_outside, running, shifted, signed, static_arguments
 from bridges.core._rng import Streams
 from bridges.core._state import State
@@ -214,7 +215,8 @@ def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Returns `fn` with its intermediate values recomputed in the backward pass (`jax.checkpoint`, remat).
 
     Args:
-      fn: A stateful function. Positional arguments are traced; keyword arguments are passed as they are.
+      fn: A stateful function. Positional arguments are traced, but for modules, so that it may decorate a method; keyword
+        arguments are passed as they are.
       **options: Those of `jax.checkpoint`: `policy`, `prevent_cse`, `static_argnums`.
     """
 
@@ -222,14 +224,15 @@ def checkpoint(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         body = Body(fn)
         body.prepare(*args, **kwargs)
         used: list[Streams | None] = []
+        modules = {i: arg for i, arg in enumerate(args) if isinstance(arg, Module)}
 
-        def run(*args: Any) -> tuple[Effects, Any]:
+        def run(*traced: Any) -> tuple[Effects, Any]:
             ctx = body.child()
-            out = body.run(ctx, args, kwargs)
+            out = body.run(ctx, tuple(modules.get(i, arg) for i, arg in enumerate(traced)), kwargs)
             used.append(None if ctx.streams is None else ctx.streams.tally())
             return Effects.of(ctx), out
 
-        effects, out = jax.checkpoint(run, **options)(*args)
+        effects, out = jax.checkpoint(run, **options)(*(None if i in modules else arg for i, arg in enumerate(args)))
         body.commit(effects, used[-1])
         return out
 

@@ -613,3 +613,19 @@ def test_a_module_assigned_in_a_method_has_the_same_path_in_every_call():
 
     net = Net()
     assert paths(lambda x: net(net(x)), X) == paths(net, X) == ["net/h"]
+
+
+def test_checkpoint_may_decorate_a_method():
+    class Block(br.Module):
+        @br.checkpoint
+        def inner(self, x):
+            return jnp.sin(x * self.get("w", jnp.ones, ()))
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    block = Block()
+    state = br.init(block)({}, jnp.float32(0.5))
+    gradient = jax.grad(lambda s: br.pure(block)(s, jnp.float32(0.5))[1])(state)
+    np.testing.assert_allclose(gradient["block/w"], 0.5 * np.cos(0.5), rtol=1e-6)
+    assert "prevent_cse" in str(jax.make_jaxpr(lambda s: br.pure(block)(s, jnp.float32(0.5))[1])(state))
