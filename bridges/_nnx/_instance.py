@@ -143,7 +143,7 @@ def _nodes(module: Any, leaves: int) -> list[tuple[Any, dict[str, Any]]] | None:
         attributes = dict(vars(node))
         found.append((node, attributes))
         for value in attributes.values():
-            if isinstance(value, (list, dict)):
+            if isinstance(value, (list, dict)) and (not value or holds_data(value)):
                 return None
             if isinstance(value, (nnx.Pytree, nnx.Variable, jax.Array)) and id(value) not in seen:
                 seen.add(id(value))

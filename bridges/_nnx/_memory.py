@@ -77,7 +77,7 @@ class Memory:
         tags = tuple(sorted({tag or _flat.split(path)[-2] for path, tag in keys.items()}))
         best: Streams = ()
         distance: int | None = None
-        for candidate in dict.fromkeys(((), *list(self.bases), streams, tags, (*tags, "params"), ("default", *tags))):
+        for candidate in dict.fromkeys((*list(self.bases), (), streams, tags, (*tags, "params"), ("default", *tags))):
             with contextlib.suppress(SeedError):
                 made = self._keys(candidate)
                 if made.keys() == keys.keys() and all(tag in (None, made[path]) for path, tag in keys.items()):

@@ -1,0 +1,300 @@
+"""ToNNX: a Haiku, Linen, NNX or core part as a real NNX module.
+
+The entries of the part are NNX Variables of their kinds, in a namespace of their own, `model.variables`. A call runs the
+part in a context of these entries and puts back what it modifies, so that everything NNX does with Variables (split,
+merge, transforms, optimizers, checkpoints) works, and everything the core checks (missing, misshapen and unknown
+entries) is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from bridges._nnx._host import Host
+from bridges._nnx._kinds import kind_of, made
+from bridges._nnx._maker import as_rngs
+from bridges._nnx._namespace import Namespace, place, variables_in
+from bridges._nnx._streams import NextKeys
+from bridges.core import BatchStat, Module, Param, State
+from bridges.core._context import Context
+from bridges.core._errors import (
+    ContextError,
+    EntryShapeError,
+    MissingEntryError,
+    SeedError,
+    StructureError,
+    describe,
+    hint,
+    listing,
+)
+from bridges.core._frame import Frame, enter
+from bridges.core._kind import is_transient, kind_type
+from bridges.core._pure import init
+from bridges.core._spec import abstract
+
+
+class ToNNX(nnx.Module):
+    """A part of any framework as an NNX module.
+
+    `lazy_init(*inputs)` makes the Variables. They stand at `model.variables['<collection>']['<native>']['<path>']`: for
+    Haiku under `params` and `state`, for Linen and NNX under the collections' names, for a `bridges.Module` under its own
+    path. Types follow the kinds: `nnx.Param`, `nnx.BatchStat`, `nnx.Cache`, `nnx.Intermediate`; a collection of another
+    name has the type that `nnx.variable_type_from_name` gives. Names in `variables` and the attributes of this class
+    never meet.
+
+    Initial values are those of the part's own initialisation with the first keys of the streams: with
+    `key = nnx.Rngs(0).fork()()`, `ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(x)` has the values of `part.init(key, x)`, as
+    has `flax.nnx.bridge.ToNNX`; with several streams those of `part.init({'params': …, 'dropout': …}, x)`, where each is
+    `rngs.fork()[name]()`. An integer or key for `rngs` is not forked: `key = nnx.Rngs(0)()`.
+
+    A call reads the Variables, runs the part, and sets those that the part modified: no `mutable` is needed. What is sown
+    is held in `nnx.Intermediate` Variables of one shape, anew at each call. `train()` and `eval()` (and
+    `set_attributes`, `nnx.view`) decide about `is_training`, `train`, `training`, `deterministic` or
+    `use_running_average`, whichever the call takes, unless it is passed.
+
+    Args:
+      part: A Haiku function, an `hk.Module` class or what Haiku's transforms gave; a Linen module or class; an NNX class;
+        a `bridges.Module`, or a class of such. `functools.partial` of these classes.
+      *args: Arguments of a class.
+      rngs: Random streams: `nnx.Rngs`, which are forked; an integer, a key, or a dictionary of these by stream. A stream
+        advances when a call draws from it. None where nothing draws.
+      **kwargs: Arguments of a class.
+
+    Attributes:
+      variables: The Variables, by name.
+      rngs: The random streams, or None.
+      part: What is wrapped.
+      deterministic, use_running_average: What `train()` and `eval()` set; None at first, and nothing is passed.
+
+    Methods of the part are attributes, `model.encode(x)`; where a name is one of NNX's own, `model(x, method='train')`.
+
+    Raises:
+      UnsupportedError: The part cannot be hosted.
+      FieldError: There were arguments, and the part is no class.
+
+    >>> import bridges as br, haiku as hk, jax.numpy as jnp
+    >>> model = br.ToNNX(lambda x: hk.nets.MLP([4, 2])(x), rngs=nnx.Rngs(0)).lazy_init(jnp.ones((1, 3)))
+    >>> model(jnp.ones((1, 3))).shape
+    (1, 2)
+    >>> model.variables['params']['mlp']['~']['linear_0']['w'].shape
+    (3, 4)
+    >>> len(jax.tree.leaves(nnx.state(model, nnx.Param)))
+    4
+    """
+
+    def __init__(self, part: Any, /, *args: Any, rngs: Any = None, **kwargs: Any):
+        self.host = Host(part, args, kwargs)
+        self.variables = Namespace()
+        self.rngs = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
+        self.deterministic: bool | None = None
+        self.use_running_average: bool | None = None
+
+    @property
+    def part(self) -> Any:
+        """What is wrapped."""
+        return self.host.part
+
+    def lazy_init(self, *args: Any, method: Any = None, **kwargs: Any) -> ToNNX:
+        """Returns this module, with the Variables that a call needs and that were not there.
+
+        Those that are there stay as they are. Nothing of the model's computation runs, and nothing is drawn, where
+        nothing is missing; an input of which only the shape matters may be a `jax.ShapeDtypeStruct`.
+
+        Args:
+          *args: The call's arguments.
+          method: The method, as for a call.
+          **kwargs: The call's arguments.
+
+        Raises:
+          SeedError: Random numbers are needed, and there are no `rngs`.
+          EntryShapeError, StructureError: What is there does not fit.
+        """
+        self._check()
+        state = self._entries()
+        streams = None if self.rngs is None else NextKeys(self.rngs)
+
+        def call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            return self.host.call(method, args, kwargs)
+
+        call.__self__ = self.host.module  # type: ignore[attr-defined]  # The whole model, for the initial values.
+        kwargs |= self.host.settings(method, args, kwargs, self._modes())
+        new: State | None = None
+        if state or streams is None:
+            try:
+                new = init(call)(state, args, kwargs, flags=self._flags())
+            except SeedError as err:
+                if streams is None:
+                    raise _noted(err)
+        if new is None:
+            assert streams is not None
+            new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
+            streams.advance_all()
+        for path in new.keys() - state.keys():
+            place(self.variables, self.host.outer(path), made(new[path], new.kind(path)))
+        self._learn(new)
+        return self
+
+    def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Returns the output of the part; what it modifies is set in the Variables.
+
+        Args:
+          *args: The arguments of the call.
+          method: Which method: a name, or what the part's wrapper takes; `__call__` if not given.
+          **kwargs: The arguments of the call.
+
+        Raises:
+          MissingEntryError: A Variable is missing; all that are are listed. Nothing is ever made up.
+          EntryShapeError: A Variable has another shape than the part gives it.
+          StructureError: There are Variables that the part has no use for.
+          SeedError: The part draws, and there is no such stream.
+          FieldError: There is no such method.
+        """
+        if _initialising(self):  # `nnx.bridge.lazy_init` of a model that this is a part of.
+            self.lazy_init(*args, method=method, **kwargs)
+        self._check()
+        kwargs |= self.host.settings(method, args, kwargs, self._modes())
+        return self._run(lambda: self.host.call(method, args, kwargs))
+
+    def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
+        """Sets what `nnx.view(model, …)` is to change.
+
+        Args:
+          deterministic: What the argument of that name is, and the contrary of `train` and `is_training`.
+          use_running_average: What the argument of that name is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what the module itself does not have, so that no layer's name can hide one of NNX's.
+        host = vars(self).get("host")
+        if host is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return _reached(self, name)
+
+    # The part in a context of the Variables --------------------------------------------------------------------------
+
+    def _entries(self) -> State:
+        entries, kinds = {}, {}
+        for path, variable in variables_in(self.variables).items():
+            inner = self.host.inner(path)
+            entries[inner], kinds[inner] = variable.get_value(), kind_of(variable)
+        return State(entries, kinds)
+
+    def _run(self, fn: Any) -> Any:
+        state = self._entries()
+        streams = None if self.rngs is None else NextKeys(self.rngs)
+        ctx = Context(state, streams=streams, flags=self._flags(), root=self.host.module)
+        try:
+            with enter(Frame(ctx, None)):
+                out = fn()
+        except SeedError as err:
+            raise _noted(err) if streams is None else err
+        for path in ctx.modified:
+            if path in state and ctx.entries[path] is not state[path]:
+                self.variables[self.host.outer(path)].set_value(ctx.entries[path])
+        for path in ctx.created:
+            kind = ctx.kind(path)
+            assert kind is not None
+            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind))
+        if streams is not None:
+            streams.advance()
+        return out
+
+    def _modes(self) -> dict[str, bool | None]:
+        return {"deterministic": self.deterministic, "use_running_average": self.use_running_average}
+
+    def _flags(self) -> dict[str, bool]:
+        flags = {name: value for name, value in self._modes().items() if value is not None}
+        return {**flags, "train": not next(iter(flags.values()))} if flags else {}
+
+    # What a core part was seen to need -------------------------------------------------------------------------------
+
+    def _learn(self, state: State) -> None:
+        if self.host.core:
+            lasting = {p: abstract(v) for p, v in state.items() if not is_transient(state.kind(p))}
+            self.host.known = {**self.host.known, **lasting}
+
+    def _check(self) -> None:
+        """Compares the Variables of a core part with those that its calls have made; wrappers check themselves."""
+        known = self.host.known
+        if not known:
+            return
+        found = variables_in(self.variables)
+        missing = [p for p in known if p not in found]
+        extra = [p for p, v in found.items() if p not in known and not is_transient(kind_of(v))]
+        wrong = [
+            f"{p!r}: got {describe(v.get_value())}, wanted {describe(known[p])}"
+            for p, v in found.items()
+            if p in known and _fixed(v) and tuple(v.get_value().shape) != known[p].shape
+        ]
+        lines = [f"missing {p!r} ({describe(known[p])}){hint(p, extra)}" for p in missing]
+        lines += [*wrong, *(f"unexpected {p!r}{hint(p, missing)}" for p in extra)]
+        if lines:
+            error = MissingEntryError if missing else EntryShapeError if wrong else StructureError
+            raise error(
+                f"The variables of this {self.host!r} are not those that it was initialised with:\n"
+                + listing(lines)
+                + "\nLoad what is missing or misshapen, and remove what is unexpected."
+            )
+
+
+def _fixed(variable: nnx.Variable) -> bool:
+    return issubclass(kind_type(kind_of(variable)), (Param, BatchStat))
+
+
+def _noted(err: SeedError) -> SeedError:
+    err.add_note("This module has no random streams: make it with ToNNX(part, rngs=nnx.Rngs(0)).")
+    return err
+
+
+def _initialising(module: nnx.Module) -> bool:
+    """Whether `nnx.bridge.lazy_init` runs; NNX says so nowhere else (flax 0.12)."""
+    state = vars(module).get("_pytree__state")
+    return bool(getattr(state, "initializing", False))
+
+
+class Reached:
+    """A method or submodule of a wrapped part: called, it calls the module with that method.
+
+    Args:
+      model: The NNX module.
+      path: Dotted path of the method.
+    """
+
+    __slots__ = ("__self__", "_path")
+
+    def __init__(self, model: ToNNX, path: str):
+        self.__self__, self._path = model, path
+
+    @property
+    def __name__(self) -> str:
+        return self._path.rpartition(".")[2]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__self__(*args, method=self._path, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return _reached(self.__self__, f"{self._path}.{name}")
+
+    def __getitem__(self, key: int | str) -> Any:
+        return _reached(self.__self__, f"{self._path}.{key}")
+
+    def __repr__(self) -> str:
+        return f"<{self._path} of {self.__self__.host!r}>"
+
+
+def _reached(model: ToNNX, path: str) -> Any:
+    try:
+        found = model.host.reached(path)
+    except ContextError:  # A property that runs the part.
+        return model._run(lambda: model.host.reached(path))
+    return Reached(model, path) if callable(found) or isinstance(found, (Module, list, tuple)) else found
