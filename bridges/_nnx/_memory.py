@@ -74,6 +74,8 @@ class Memory:
         """
         if not self.maker.takes_rngs:
             return ()
+        if not keys:  # They are still to be made, or the module keeps none.
+            return streams if self._keys(()) else ()
         tags = tuple(sorted({tag or _flat.split(path)[-2] for path, tag in keys.items()}))
         best: Streams = ()
         distance: int | None = None

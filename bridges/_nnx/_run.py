@@ -30,9 +30,8 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
       memory: What the wrapper has learned.
       call: The method and arguments.
     """
-    given = tuple(sorted(ctx.streams_given))
     present, keys = _given(ctx, where, memory)
-    streams = memory.constructed(keys, given) if present else given
+    streams = memory.constructed(keys, tuple(sorted(ctx.streams_given)))
     if ctx.create and _create(ctx, where, memory, present, streams):
         present, keys = _given(ctx, where, memory)
     template = memory.fitting(present, streams, _flags(ctx), call, where)

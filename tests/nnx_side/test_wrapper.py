@@ -206,6 +206,21 @@ def test_init_makes_only_what_is_missing():
         br.init(net)({"net/params/layers/0/bais": bias}, X, seed=0)
 
 
+def test_a_seed_for_other_parts_does_not_matter_to_what_is_there():
+    module = randomised(models.MLP(rngs=nnx.Rngs(0)))
+    net = NNXModule(models.MLP, name="net")
+    after, _ = br.pure(net)(below("net", module), X, seed={"dropout": 0}, create=True)
+    assert same(after, below("net", module))
+
+
+def test_streams_that_are_missing_beside_weights_that_are_there():
+    net = NNXModule(models.ConvNet, name="net")
+    streams = {"params": 0, "dropout": 1}
+    whole = br.init(net)({}, IMAGES, seed=streams)
+    weights = whole.filter(br.Not(br.RngState))
+    assert same(br.init(NNXModule(models.ConvNet, name="net"))(weights, IMAGES, seed=streams), whole)
+
+
 # State ---------------------------------------------------------------------------------------------------------------
 
 
