@@ -34,7 +34,7 @@ def init(model: nn.Module, rngs: Any, *args: Any, method: Any = None, **kwargs: 
 
     Args:
       model: A Linen module instance.
-      rngs: A key, or keys by stream, as for `model.init`.
+      rngs: A key, or keys by stream, as for `model.init`; an integer stands for `jax.random.key` of it.
       *args: The model's inputs.
       method: The method to initialise by, as in `model.init`.
       **kwargs: The model's inputs.

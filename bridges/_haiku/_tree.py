@@ -53,14 +53,16 @@ def flatten(params: Bundle, state: Bundle | None = None) -> State:
     return State(entries, {path: kind(path, value) for path, value in entries.items()})
 
 
-def unflatten(state: Mapping[str, Any], like: Native | Spec | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def unflatten(
+    state: Mapping[str, Any], like: Native | Bundle | Spec | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns Haiku's `(params, state)`, each `{module: {leaf: array}}`: the inverse of `flatten`, always a pair.
 
     Args:
       state: A `State` or plain dictionary with paths `params/…` and `state/…`.
-      like: The structure wanted: native `(params, state)`, whose leaves may be `jax.ShapeDtypeStruct`, or the `Spec` of
-        the Haiku model. With it nothing may be missing or left over and all shapes must agree. Without it the structure
-        is read from the paths; then leaves that are pytrees, and modules with no leaves, cannot be told.
+      like: The structure wanted: native `(params, state)`, or `params` alone, whose leaves may be `jax.ShapeDtypeStruct`,
+        or the `Spec` of the Haiku model. With it nothing may be missing or left over and all shapes must agree. Without
+        it the structure is read from the paths; then leaves that are pytrees, and modules with no leaves, cannot be told.
 
     Raises:
       StructureError: A path that Haiku cannot have; with `like`, missing and unexpected paths. All are listed.
@@ -156,12 +158,11 @@ def _plain(bundle: Any) -> dict[str, Any]:
     return {module: dict(inner) for module, inner in bundle.items()}
 
 
-def _native(like: Native | Spec) -> Native:
+def _native(like: Native | Bundle | Spec) -> Native:
     if isinstance(like, Spec):
         return like.native if isinstance(like.native, tuple) else unflatten(like.entries)
     if isinstance(like, tuple) and len(like) == 2:
         return like[0], like[1] or {}
-    raise StructureError(
-        f"`like` must be Haiku's pair (params, state) or a Spec, got {describe(like)}."
-        + (" Write like=(params, {}) for parameters alone." if isinstance(like, Mapping) else "")
-    )
+    if isinstance(like, Mapping):  # What `init` of `hk.transform` gives.
+        return like, {}
+    raise StructureError(f"`like` must be Haiku's pair (params, state), its params or a Spec, got {describe(like)}.")

@@ -16,7 +16,7 @@ from bridges.core._spec import Spec
 from bridges.core._state import State
 
 
-def spec(model: Any, *args: Any, method: str | None = None, **kwargs: Any) -> Spec:
+def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any) -> Spec:
     """Returns the spec of a Haiku model's variables: no array is allocated, no seed needed, no weight initialised.
 
     Args:
@@ -24,7 +24,8 @@ def spec(model: Any, *args: Any, method: str | None = None, **kwargs: Any) -> Sp
         transforms give.
       *args: Arguments of a first call; arrays may be `jax.ShapeDtypeStruct`. BatchNorm makes its state whatever it is told
         about training. A `multi_transform` takes the arguments of its template.
-      method: The method that is called first, for a class; the function of a `multi_transform` whose part is wanted.
+      method: The method that is called first, for a class; the function of a `multi_transform` whose part is wanted (a
+        name, an index, or a path).
       **kwargs: The same, by keyword.
 
     Returns:
@@ -37,13 +38,13 @@ def spec(model: Any, *args: Any, method: str | None = None, **kwargs: Any) -> Sp
     >>> found.entries['params/batch_norm/scale'], found.layers['batch_norm'].hyperparameters['eps']
     (ShapeDtypeStruct(shape=(1, 3), dtype=float32), 1e-05)
     """
-    part = part_of(model)
+    part, method = part_of(model), _named(method)
     _check(part, method)
     found = abstract_init(part, method, (args, kwargs))
     return Spec(flatten(*found.native), "haiku", found.layers, found.native)
 
 
-def init(model: Any, rng: Any, /, *args: Any, method: str | None = None, **kwargs: Any) -> State:
+def init(model: Any, rng: Any, /, *args: Any, method: str | int | None = None, **kwargs: Any) -> State:
     """Returns the variables of a Haiku model, bit for bit those of its native `init` with the same key.
 
     Args:
@@ -57,7 +58,7 @@ def init(model: Any, rng: Any, /, *args: Any, method: str | None = None, **kwarg
     Raises:
       SeedError: The model draws and `rng` is None.
     """
-    part = part_of(model)
+    part, method = part_of(model), _named(method)
     _check(part, method)
     key = _pick(rng, ("params", "default"))
     call = Call(method, (args, kwargs), part.name)
@@ -68,7 +69,13 @@ def init(model: Any, rng: Any, /, *args: Any, method: str | None = None, **kwarg
 
 
 def apply(
-    model: Any, state: Mapping[str, Any], /, *args: Any, rngs: Any = None, method: str | None = None, **kwargs: Any
+    model: Any,
+    state: Mapping[str, Any],
+    /,
+    *args: Any,
+    rngs: Any = None,
+    method: str | int | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, State]:
     """Returns the output of a Haiku model and its new variables, always in this order.
 
@@ -90,13 +97,18 @@ def apply(
       StructureError: There are variables that the model has no use for.
       SeedError: The call draws and `rngs` is None.
     """
-    part = part_of(model)
+    part, method = part_of(model), _named(method)
     part.check(method)
     given = State(state)
-    others = [name for name in rngs if name != "params"] if isinstance(rngs, Mapping) else []
-    key = _pick(rngs, ("default", *others) if len(others) == 1 else ("default", "params"))
-    draw = None if key is None else lambda: jax.random.PRNGKey(key) if isinstance(key, int) else key
-    out, changed, _ = Runner(part).run(dict(given), draw, Call(method, (args, kwargs), part.name))
+
+    def draw() -> Any:  # Called only where the code draws: a stream that nobody draws from is not missed.
+        others = [name for name in rngs if name != "params"] if isinstance(rngs, Mapping) else []
+        key = _pick(rngs, ("default", *others) if len(others) == 1 else ("default", "params"))
+        return jax.random.PRNGKey(key) if isinstance(key, int) else key
+
+    out, changed, _ = Runner(part).run(
+        dict(given), None if _none(rngs) else draw, Call(method, (args, kwargs), part.name)
+    )
     return out, _updated(given, changed)
 
 
@@ -114,9 +126,19 @@ def _check(part: Part, method: str | None) -> None:
         part.check(method)
 
 
+def _named(method: str | int | None) -> str | None:
+    return None if method is None else str(method)
+
+
+def _none(rngs: Any) -> bool:
+    return rngs is None or (isinstance(rngs, Mapping) and not rngs)
+
+
 def _pick(rngs: Any, streams: tuple[str, ...]) -> Any:
     if not isinstance(rngs, Mapping):
         return rngs
+    if not rngs:
+        return None
     for name in streams:
         if name in rngs:
             return rngs[name]

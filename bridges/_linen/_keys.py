@@ -10,23 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from flax.errors import InvalidRngError
 
 from bridges._linen._call import abstract_key
 from bridges._linen._observe import missing_stream
 from bridges.core._context import Context
 from bridges.core._errors import SeedError
+from bridges.core._rng import as_key
 
 
 class Keys:
     """Keys that the caller gives, as for `Module.apply`.
 
     Args:
-      rngs: A key, keys by stream, or None.
+      rngs: A key, keys by stream, or None. An integer is taken for the key that is made of it.
     """
 
     def __init__(self, rngs: Any):
-        self.rngs = dict(rngs) if isinstance(rngs, Mapping) else None if rngs is None else {"params": rngs}
+        given = rngs if isinstance(rngs, Mapping) else {} if rngs is None else {"params": rngs}
+        self.rngs: dict[str, Any] | None = {name: _key(key) for name, key in given.items()} or None
 
     def initial(self) -> Any:
         """Returns the keys for `init`."""
@@ -62,6 +65,10 @@ class Keys:
     def lacks(self, stream: str) -> str:
         """Returns the text of the error about a stream that there is no key for."""
         return f"The module draws from the random stream {stream!r}, and rngs= has none: pass rngs={{{stream!r}: key}}."
+
+
+def _key(key: Any) -> Any:
+    return as_key(key) if isinstance(key, (int, np.integer)) else key
 
 
 class HostKeys(Keys):

@@ -298,6 +298,8 @@ class _Run:
         """Returns the error that says in our words, with paths, what Linen found missing or misshapen."""
         known = self._expect()
         expected = known.entries if known else {}  # If there are none, Linen's own words have to do.
+        missing = {path: want for path, want in expected.items() if path not in self.present}
+        extra = [path for path in self.kinds if expected and path not in expected]
         if isinstance(err, flax_errors.ScopeParamShapeError):
             wrong = [
                 f"{at(self.where, path)!r}: got {describe(self.present[path])}, wanted {describe(want)}"
@@ -306,18 +308,21 @@ class _Run:
             ]
             return EntryShapeError(
                 f"Entries of {self.name} do not have the shapes that its call with these inputs wants:\n"
-                + listing(wrong or [str(err)])
+                + listing([*(wrong or [str(err)]), *self._unmatched(missing, extra)])
                 + "\nConvert the values, give the module the sizes they have, or check the shape of the inputs."
             )
-        missing = {path: want for path, want in expected.items() if path not in self.present}
-        return self.lacking(missing, [path for path in self.kinds if expected and path not in expected], str(err))
+        return self.lacking(missing, extra, str(err))
 
-    def lacking(self, missing: Mapping[str, Any], extra: Sequence[str] = (), otherwise: str = "") -> MissingEntryError:
-        """Returns the error that lists missing entries, beside those that nothing asked for."""
+    def _unmatched(self, missing: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
+        """Returns a line for every entry that is missing, and every one that nothing asked for."""
         lines = [
             f"missing {at(self.where, path)!r} ({describe(want)}){hint(path, extra)}" for path, want in missing.items()
         ]
-        lines += [f"unexpected {at(self.where, path)!r}" for path in extra] if missing else [otherwise]
+        return lines + [f"unexpected {at(self.where, path)!r}" for path in extra]
+
+    def lacking(self, missing: Mapping[str, Any], extra: Sequence[str] = (), otherwise: str = "") -> MissingEntryError:
+        """Returns the error that lists missing entries, beside those that nothing asked for."""
+        lines = self._unmatched(missing, extra) if missing else [otherwise]
         return MissingEntryError(
             f"The state lacks entries that {self.name} needs:\n"
             + listing(lines)

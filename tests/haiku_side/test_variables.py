@@ -126,13 +126,22 @@ def test_paths_that_haiku_cannot_have(path):
         ha.unflatten({path: 1.0})
 
 
+def test_like_params_alone():
+    f, x = hk.transform(lambda x: hk.Linear(2)(x)), jnp.ones((1, 3))
+    flat = ha.init(f, 0, x)
+    params, state = ha.unflatten(dict(flat), jax.eval_shape(f.init, jax.random.key(0), x))
+    assert params["linear"]["w"] is flat["params/linear/w"] and state == {}
+    with pytest.raises(StructureError, match="unexpected 'state/bn/mean'"):
+        ha.unflatten({**flat, "state/bn/mean": x}, params)
+
+
 def test_wrong_arguments():
     with pytest.raises(StructureError, match=r"flatten\(\*pair\)"):
         ha.flatten(({}, {}))  # type: ignore[arg-type]
     with pytest.raises(StructureError, match="float32"):
         ha.flatten({"w": jnp.ones(())})  # type: ignore[dict-item]
-    with pytest.raises(StructureError, match=r"like=\(params, \{\}\)"):
-        ha.unflatten({}, {"linear": {}})  # type: ignore[arg-type]
+    with pytest.raises(StructureError, match=r"pair \(params, state\), its params or a Spec"):
+        ha.unflatten({}, [{"linear": {}}, {}])  # type: ignore[arg-type]
 
 
 def test_unflatten_like_a_spec():

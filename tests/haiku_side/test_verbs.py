@@ -286,3 +286,29 @@ def test_what_is_no_haiku_model():
     hk.transform(lambda: inside.append(hk.Linear(3))).init(None)
     with pytest.raises(UnsupportedError, match="lives only inside"):
         ha.spec(inside[0], X)
+
+
+def test_a_stream_that_nobody_draws_from_is_not_missed():
+    x = jnp.ones((2, 3))
+    net = functools.partial(hk.nets.MLP, [4, 2])
+    flat = ha.init(net, 0, x)
+    want, _ = ha.apply(net, flat, x)
+    for rngs in ({}, {"dropout": 0, "noise": 1}, {"params": jax.random.key(0)}):
+        np.testing.assert_array_equal(ha.apply(net, flat, x, rngs=rngs)[0], want)
+    draws = hk.transform(lambda x: x + jax.random.normal(hk.next_rng_key(), x.shape))
+    with pytest.raises(SeedError, match="no random stream 'default' among"):
+        ha.apply(draws, {}, x, rngs={"dropout": 0, "noise": 1})
+    with pytest.raises(SeedError):
+        ha.apply(draws, {}, x, rngs={})
+
+
+def test_functions_of_a_multi_transform_by_number():
+    def make():
+        layer = hk.Linear(3)
+        return layer, (layer, lambda x: -layer(x))
+
+    x = jnp.ones((2, 2))
+    multi = hk.multi_transform(make)
+    flat = ha.init(multi, 0, x)
+    np.testing.assert_array_equal(ha.apply(multi, flat, x, method=1)[0], -ha.apply(multi, flat, x, method="0")[0])
+    assert ha.spec(multi, x, method=1).entries.keys() == flat.keys() == ha.init(multi, 0, x, method=1).keys()

@@ -137,3 +137,22 @@ def test_apply_records_what_is_sown():
     assert after.kind("losses/l2") == br.Intermediate(collection="losses")
     _, again = apply(model, after, x)
     assert same(again, after)
+
+
+def test_an_integer_stands_for_its_key():
+    model, x = models.ConvNet(), IMAGES
+    native = model.init({"params": jax.random.key(3), "dropout": jax.random.key(4)}, x, train=True)
+    assert same(unflatten(init(model, {"params": 3, "dropout": 4}, x, train=True)), native)
+    state = init(model, 3, x)
+    assert same(unflatten(state), model.init(jax.random.key(3), x))
+    out, _ = apply(model, state, x, train=True, rngs={"dropout": 4})
+    want, _ = apply(model, state, x, train=True, rngs={"dropout": jax.random.key(4)})
+    np.testing.assert_array_equal(out, want)
+
+
+def test_all_that_is_wrong_is_listed_at_once():
+    state = {"params/kernel": np.ones((2, 4)), "params/bais": np.ones(3)}
+    with pytest.raises(br.EntryShapeError, match="params/kernel") as err:
+        apply(nn.Dense(3), state, np.ones((1, 2), np.float32))
+    assert "missing 'params/bias' (float32[3])" in str(err.value)
+    assert "Did you mean 'params/bais'?" in str(err.value) and "unexpected 'params/bais'" in str(err.value)
