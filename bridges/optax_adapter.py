@@ -145,6 +145,9 @@ class OptaxModule(Module):
 
     def _select(self, targets: Any) -> Callable[[Any], State]:
         def select(ctx: Any) -> State:
+            # From a plain dictionary the moments come without a kind, and would be taken for weights.
+            for name in ctx.under(f"{self.path}/state"):
+                ctx.declare(f"{self.path}/state/{name}", OptState)
             params = trainable(ctx, targets)
             if not params:
                 raise MissingEntryError(

@@ -244,3 +244,25 @@ def test_errors_say_what_to_do():
 
     with pytest.raises(br.MissingEntryError, match="nothing to update"):
         br.pure(nothing)(state, X, Y)
+
+
+class Whole(Fit):
+    """The targets are the module that holds the optimizer too."""
+
+    def train(self, x, y):
+        self.net(x)
+        targets = {"module": self, "getm": self.getm(".*"), "paths": [*self.getm(".*")]}[self.targets]
+        return self.opt(targets, self.loss, x, y)
+
+
+@pytest.mark.parametrize("targets", ["module", "getm", "paths"])
+def test_its_own_state_is_not_stepped_over_a_plain_dict(targets):
+    fit = Whole(br.OptaxModule(optax.adamw, 1e-2), targets)
+    begin = br.init(fit.train)({}, X, Y, seed=0)
+    train = jax.jit(br.pure(fit.train))
+    want, found = begin, dict(begin)
+    for _ in range(2):
+        want, found = train(want, X, Y)[0], dict(train(found, X, Y)[0])
+    assert found.keys() == want.keys()
+    for path, value in want.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-7, err_msg=path)
