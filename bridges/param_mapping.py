@@ -13,8 +13,8 @@ from bridges.mapping._conventions import conventions as conventions
 from bridges.mapping._conventions import frameworks as frameworks
 from bridges.mapping._mapping import Mapping as Mapping
 from bridges.mapping._mapping import Part as Part
+from bridges.mapping._op import Op as Op
 from bridges.mapping._ops import OPS as OPS
-from bridges.mapping._ops import Op as Op
 from bridges.mapping._plan import Item as Item
 from bridges.mapping._plan import Plan as Plan
 from bridges.mapping._rule import Agree as Agree

@@ -52,12 +52,55 @@ def _channels(value: Any) -> Any:
     return value == "channels_last" or (isinstance(value, str) and value.endswith("C"))
 
 
+def _last(value: Any) -> Any:
+    """The axis of the channels: True for the last; False for the second, where there are more."""
+    value = _plain(value)
+    return {-1: True, 1: False}.get(value, value) if isinstance(value, int) else value
+
+
+def _given(value: Any) -> bool:
+    """Whether there is one at all, whatever it is."""
+    return value is not None and value is not False
+
+
+def _none(value: Any) -> bool:
+    """Whether there is nothing, or an empty collection (of Flax's frozen dictionaries only the text is known)."""
+    return value is None or value in ((), {}, "FrozenDict({})")
+
+
+def _one(value: Any) -> bool:
+    """Whether a single axis is meant."""
+    return isinstance(_plain(value), int)
+
+
+def _all_but_batch(value: Any) -> bool:
+    """Haiku's axes to normalise in groups: whether they are all but the first.
+
+    A call replaces the slice by numbers that leave out the axis of the groups: the last but one, or the second.
+    """
+    if not isinstance(value, (list, tuple)) or not value:
+        return bool(value == slice(1, None))
+    axes, end = sorted(value), max(value)
+    return axes in ([*range(1, end - 1), end], list(range(2, end + 1)))
+
+
+def _function(value: Any) -> Any:
+    """The bare name of a function."""
+    return value.rpartition(".")[2] if isinstance(value, str) else UNKNOWN
+
+
 FORMS: dict[str, Callable[[Any], Any]] = {
     "": _plain,
     "window": _window,
     "sides": _sides,
     "dimensions": _dimensions,
     "channels": _channels,
+    "last": _last,
+    "given": _given,
+    "none": _none,
+    "one": _one,
+    "all but batch": _all_but_batch,
+    "function": _function,
 }
 
 
@@ -66,7 +109,7 @@ def normal(hyper: Hyper, layer: Layer) -> Any:
     if hyper.value is not None:
         return hyper.value
     value = layer.hyperparameters.get(hyper.name, hyper.default)
-    if value is None and hyper.form != "window":
+    if value is None and hyper.form not in ("window", "given", "none"):
         return UNKNOWN
     value = FORMS[hyper.form](value)
     return UNKNOWN if callable(value) else value

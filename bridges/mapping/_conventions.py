@@ -13,8 +13,10 @@ import importlib.resources
 from collections.abc import Sequence
 
 from bridges.core._errors import MappingError, hint
+from bridges.mapping._each import Cast, Each, Reshape
+from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Sum
 from bridges.mapping._mapping import Mapping, Part
-from bridges.mapping._ops import Op
+from bridges.mapping._op import Op
 from bridges.mapping._rule import Agree, LayerRow, Rule
 from bridges.mapping._template import Template
 
@@ -32,7 +34,7 @@ def conventions(src: str, dst: str) -> Mapping:
     """Returns the mapping with the shipped layer conventions between two frameworks.
 
     Args:
-      src: `'haiku'` or `'linen'`.
+      src: `'haiku'`, `'linen'` or `'nnx'`.
       dst: The same; may be equal to `src`.
 
     Raises:
@@ -41,69 +43,156 @@ def conventions(src: str, dst: str) -> Mapping:
     >>> [row.type for part in conventions('haiku', 'linen').parts for row in part.layers][:2]
     ['Linear', 'Conv']
     """
+    ends = [_rows(src)]
+    ends.append(ends[0] if src == dst else _rows(dst))
     rows = []
-    for name in (src, dst):
-        if name not in frameworks():
-            raise MappingError(
-                f"There are no conventions for {name!r}.{hint(name, frameworks())} There are {frameworks()}."
-            )
-        text = importlib.resources.files(_FOLDER).joinpath(f"{name}.toml").read_text("utf-8")
-        rows.append({row.type: row for part in Mapping.loads(text).parts for row in part.layers})
-    join = _same if src == dst else _compose
-    return Mapping((Part(layers=tuple(join(row, rows[1][name]) for name, row in rows[0].items() if name in rows[1])),))
+    for name, here in ends[0].items():
+        for a in here:
+            for b in ends[1].get(name, ()):
+                if a.rules and b.rules:
+                    rows.append(_same(a) if a is b else compose(a, b))
+                elif src != dst:
+                    rows.append(LayerRow(name, a.src, b.src, refuse=a.refuse or b.refuse))
+    if src != dst:
+        known = {t for row in rows for t in (*row.src, *row.dst) if not row.refuse and row.rules}
+        for end, other in ((0, dst), (1, src)):
+            lonely = [row for name, here in ends[end].items() if name not in ends[1 - end] for row in here]
+            rows += [_refused(row, end, other) for row in lonely if not known.intersection(row.src)]
+    return Mapping((Part(layers=tuple(rows)),))
 
 
-def _same(a: LayerRow, b: LayerRow) -> LayerRow:
+def _rows(framework: str) -> dict[str, list[LayerRow]]:
+    """Returns the rows of a convention file by type; a type has several where it is stored in several ways."""
+    if framework not in frameworks():
+        raise MappingError(
+            f"There are no conventions for {framework!r}.{hint(framework, frameworks())} There are {frameworks()}."
+        )
+    text = importlib.resources.files(_FOLDER).joinpath(f"{framework}.toml").read_text("utf-8")
+    rows: dict[str, list[LayerRow]] = {}
+    for row in (row for part in Mapping.loads(text).parts for row in part.layers):
+        rows.setdefault(row.type, []).append(row)
+    return rows
+
+
+def _refused(row: LayerRow, end: int, other: str) -> LayerRow:
+    reason = row.refuse or f"{other} has no such layer"
+    src, dst = ((), row.src) if end else (row.src, ())
+    return LayerRow(row.type, src, dst, refuse=reason)
+
+
+def _same(a: LayerRow) -> LayerRow:
     rules = tuple(
-        dataclasses.replace(r, dst=r.src, ops=(), value=None, reason="", dst_rank=r.src_rank) for r in a.rules
+        Rule(r.src, r.src, optional=r.optional, src_rank=r.src_rank, dst_rank=r.src_rank) for r in a.rules if r.src
     )
-    return LayerRow(a.type, a.src, a.src, rules, tuple(Agree(x.name, x.src, x.src, x.effect) for x in a.agree))
+    agree = tuple(Agree(x.name, x.src, x.src, x.effect) for x in a.agree)
+    return dataclasses.replace(
+        a,
+        dst=a.src,
+        rules=rules,
+        agree=agree,
+        dst_when=a.src_when,
+        dst_named=a.src_named,
+        dst_only_named=a.src_only_named,
+    )
 
 
-def _compose(a: LayerRow, b: LayerRow) -> LayerRow:
-    """Returns the row from a's source to b's source, through the canonical form that is the target of both."""
+def compose(a: LayerRow, b: LayerRow) -> LayerRow:
+    """Returns the row from a's source to b's source, through the canonical form that is the target of both.
+
+    Rules that share canonical entries are joined: those of `a` side by side, the entries in the order that `b` wants
+    them in, and those of `b` backwards. A rule some of whose canonical entries the other end has not is left out.
+    """
     back = [rule.inverse for rule in b.rules]
     rules = [rule for rule in a.rules if not rule.dst] + [rule for rule in back if not rule.src]
-    for rule in (r for r in a.rules if r.dst):
-        whole = [r for r in back if r.src == rule.dst]
-        parts = [r for t in rule.dst for r in back if r.src == (t,) and len(r.dst) == 1]
-        if whole:
-            rules.append(_through([rule], whole))
-        elif len(parts) == len(rule.dst):
-            rules.append(_through([rule], parts))
-    for rule in (r for r in back if len(r.src) > 1):
-        parts = [r for t in rule.src for r in a.rules if r.dst == (t,) and len(r.src) == 1]
-        if len(parts) == len(rule.src):
-            rules.append(_through(parts, [rule]))
-    there = {x.name: x for x in b.agree}
+    there = [rule for rule in a.rules if rule.dst]
+    back = [rule for rule in back if rule.src]
+    while True:  # leave out what the other end cannot complete
+        have, wanted = {t for r in there for t in r.dst}, {t for r in back for t in r.src}
+        kept = [r for r in there if wanted.issuperset(r.dst)], [r for r in back if have.issuperset(r.src)]
+        if (len(kept[0]), len(kept[1])) == (len(there), len(back)):
+            break
+        there, back = kept
+    while there:
+        first: list[Rule] = [there.pop(0)]
+        then: list[Rule] = []
+        while True:  # all that shares an entry with what was found
+            more = [r for r in back if {t for f in first for t in f.dst}.intersection(r.src)]
+            then, back = then + more, [r for r in back if r not in more]
+            also = [r for r in there if {t for f in then for t in f.src}.intersection(r.dst)]
+            first, there = first + also, [r for r in there if r not in also]
+            if not also:
+                break
+        rules.append(_through(first, then))
+    theirs = {x.name: x for x in b.agree}
     agree = [
-        Agree(x.name, x.src, there[x.name].src, x.effect or there[x.name].effect) for x in a.agree if x.name in there
+        Agree(x.name, x.src, theirs[x.name].src, x.effect or theirs[x.name].effect) for x in a.agree if x.name in theirs
     ]
-    return LayerRow(a.type, a.src, b.src, tuple(rules), tuple(agree))
+    return dataclasses.replace(
+        a,
+        dst=b.src,
+        rules=tuple(rules),
+        agree=tuple(agree),
+        refuse="",
+        dst_when=b.src_when,
+        dst_named=b.src_named,
+        dst_only_named=b.src_only_named,
+    )
 
 
 def _through(first: Sequence[Rule], then: Sequence[Rule]) -> Rule:
     src: list[Template] = [t for r in first for t in r.src]
     dst: list[Template] = [t for r in then for t in r.dst]
+    made, wanted = [t for r in first for t in r.dst], [t for r in then for t in r.src]
+    between: tuple[Op, ...] = () if made == wanted else (Reorder(tuple(made.index(t) for t in wanted)),)
+    texts = {
+        key: " ".join(dict.fromkeys(filter(None, (getattr(r, key) for r in (*first, *then)))))
+        for key in ("reason", "resume", "refuse")
+    }
+    ops = _simplified(_ops(first) + between + _ops(then)) if src and dst else ()
+    value = next((r.value for r in (*first, *then) if r.value is not None), None)
+    if value is not None and any(r.ops for r in (*first, *then)):
+        raise MappingError(f"The convention rule {[*first, *then][0]} writes a constant, which no op may change.")
     return Rule(
         tuple(src),
         tuple(dst),
-        _ops(first) + _ops(then),
-        reason=" ".join(filter(None, (r.reason for r in (*first, *then)))),
+        ops,
+        value=value,
         optional=all(r.optional for r in first) or all(r.optional for r in then),
         src_rank=first[0].src_rank if len(src) == 1 else (),
         dst_rank=then[0].dst_rank if len(dst) == 1 else (),
+        **texts,
     )
 
 
+def _simplified(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """Returns the ops with those gone that undo one another, and reshapes in a row made one."""
+    done: list[Op] = []
+    for op in ops:
+        last = done[-1] if done else None
+        if isinstance(op, Reshape) and isinstance(last, Reshape) and op.part == last.part:
+            done[-1] = op
+        elif last is not None and op == last.inverse and not isinstance(op, (Reshape, Pick, Copy, Sum, Lead, Cast)):
+            done.pop()
+        else:
+            done.append(op)
+    return tuple(done)
+
+
 def _ops(rules: Sequence[Rule]) -> tuple[Op, ...]:
-    """Returns the ops of rules that run side by side, one array each, as ops on the list of those arrays."""
+    """Returns the ops of rules that run side by side as ops on the list of all their arrays."""
     if len(rules) == 1:
+        return rules[0].ops
+    if all(rule.ops == rules[0].ops for rule in rules) and all(_apart(op) for op in rules[0].ops):
         return rules[0].ops
     ops = []
     for part, rule in enumerate(rules):
         for op in rule.ops:
-            if not hasattr(op, "part"):
+            if not isinstance(op, Each) or len(rule.src) > 1:
                 raise MappingError(f"The convention rule {rule} cannot stand beside others: {op} takes several arrays.")
             ops.append(dataclasses.replace(op, part=part))  # type: ignore[call-arg]
     return tuple(ops)
+
+
+def _apart(op: Op) -> bool:
+    """Whether the op does to several groups of arrays what it does to each of them."""
+    return op.parts is not None if isinstance(op, (Split, Concat)) else isinstance(op, Each) and op.part is None

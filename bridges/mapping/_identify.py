@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from bridges.core._spec import Layer
-from bridges.mapping._ops import Abstract
+from bridges.mapping._op import Abstract
 from bridges.mapping._rule import LayerRow, Rule
 from bridges.mapping._template import Index, Template
 
@@ -76,10 +76,10 @@ def identify(
             ranks = rows[r].rules[k].src_rank if side == "src" else rows[r].rules[k].dst_rank
             if not ranks or len(value.shape) in ranks:
                 slots[values["m"], r][k][slot] = path
+    known = {name for row in rows for name in row.names(side)[0]}
     best: dict[str, dict[int, Slots]] = collections.defaultdict(dict)
     for (module, r), rules in slots.items():
-        layer = layers.get(module)
-        if layer is not None and layer.type not in (rows[r].src if side == "src" else rows[r].dst):
+        if not rows[r].applies(side, layers.get(module), module, known):
             continue
         whole = {}
         for k, rule in enumerate(rows[r].rules):
@@ -139,9 +139,9 @@ def like(
 def _shapes(rule: Rule, specs: list[Abstract], side: str) -> tuple[Any, ...]:
     """Returns the shapes at the target, or element counts where the source's do not tell them."""
     if not all(_static(op) for op in rule.ops):
-        if len(rule.src) > 1 or len(rule.dst) > 1:
+        if any(op.name in ("pick", "copy", "sum", "lead") for op in rule.ops):
             return ()
-        return (math.prod(specs[0].shape),)
+        return (sum(math.prod(x.shape) for x in specs),)
     if side == "src":
         for op in rule.ops:
             specs = op.infer(specs) or []
@@ -150,4 +150,6 @@ def _shapes(rule: Rule, specs: list[Abstract], side: str) -> tuple[Any, ...]:
 
 def _static(op: Any) -> bool:
     """Whether the op's result shapes follow from what it is given."""
-    return op.name != "copy" and getattr(op, "shape", ()) is not None and (op.name != "split" or op.sizes is not None)
+    if op.name == "split":
+        return op.sizes is not None or op.equal
+    return op.name not in ("copy", "lead") and getattr(op, "shape", ()) is not None

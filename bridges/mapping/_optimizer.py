@@ -17,7 +17,8 @@ from jax.tree_util import GetAttrKey, keystr
 
 from bridges.core._errors import BridgeError, StructureError, UnsupportedError, describe, hint, listing
 from bridges.core._flat import escape, flatten, under, unescape
-from bridges.mapping._ops import Cast, Op, shapes
+from bridges.mapping._each import Cast
+from bridges.mapping._op import Op, shapes
 from bridges.mapping._plan import Item, Plan
 
 # Field of the NamedTuple -> the power of the gradient that it holds; 0 for what is a parameter itself.

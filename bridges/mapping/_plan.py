@@ -25,8 +25,10 @@ from bridges.core._errors import (
     hint,
     listing,
 )
-from bridges.core._state import BatchStat, Cache, Intermediate, Kind, Param, RngState, State, Variable, kind_type
-from bridges.mapping._ops import Abstract, Op, op_from_dict, shapes, signature
+from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable, kind_type
+from bridges.core._state import State
+from bridges.mapping._op import Abstract, Op, shapes, signature
+from bridges.mapping._ops import op_from_dict
 from bridges.mapping._rule import frozen, thawed
 
 EXACT, ROUNDING = "exact", "exact to rounding"
@@ -75,6 +77,7 @@ class Item:
       how: Why this item is in the plan.
       value: What a fill writes, and what going back over a drop writes.
       reason: What a drop loses.
+      resume: What continued training does otherwise.
     """
 
     sources: tuple[str, ...]
@@ -84,6 +87,7 @@ class Item:
     how: str = ""
     value: Any = None
     reason: str = ""
+    resume: str = ""
 
     def forward(self, arrays: Sequence[Any]) -> list[Any]:
         """Returns the targets' arrays for those of the sources."""
@@ -122,6 +126,8 @@ class Item:
     @functools.cached_property
     def losses(self) -> tuple[tuple[str, str], ...]:
         """What the way forward does not keep: pairs of a verdict and the reason for it."""
+        if self.resume:
+            return ((EVALUATION, self.resume),)
         if not self.targets:
             if self.reason:
                 return ((EVALUATION, self.reason),)
@@ -149,7 +155,9 @@ class Item:
         out: dict[str, Any] = {"sources": list(self.sources), "targets": list(self.targets)}
         if self.ops:
             out["ops"] = [op.to_dict() for op in self.ops]
-        out.update({k: thawed(v) for k in ("how", "value", "reason") if (v := getattr(self, k)) not in ("", None)})
+        out.update(
+            {k: thawed(v) for k in ("how", "value", "reason", "resume") if (v := getattr(self, k)) not in ("", None)}
+        )
         return out
 
 
@@ -185,6 +193,8 @@ class Plan:
       dst: Abstract entries of the target, with kinds.
       placements: `(source module, target module, why)` for each pair of layers.
       notes: Pairs of a verdict and a reason that no item has (differences that were accepted).
+      src_random: Entries of the source's random state that are not converted; `forward` takes a state with or without them.
+      dst_random: The same at the target: they are not among what `forward` returns.
     """
 
     items: tuple[Item, ...]
@@ -192,6 +202,8 @@ class Plan:
     dst: State
     placements: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
+    src_random: tuple[str, ...] = ()
+    dst_random: tuple[str, ...] = ()
 
     def forward(self, state: Mapping[str, Any]) -> State:
         """Returns the target's state; its kinds are the target spec's.
@@ -203,7 +215,7 @@ class Plan:
           StructureError: Entries are missing, or there are others.
           EntryShapeError: A shape or dtype is not the planned one.
         """
-        _check(state, self.src, "source")
+        _check(state, self.src, "source", self.src_random)
         out: dict[str, Any] = {}
         for item in self.items:
             out.update(zip(item.targets, item.forward([state[p] for p in item.sources]), strict=True))
@@ -216,7 +228,7 @@ class Plan:
           StructureError, EntryShapeError: As `forward`.
           UnsupportedError: A dropped entry has no value to be written.
         """
-        _check(state, self.dst, "target")
+        _check(state, self.dst, "target", self.dst_random)
         out: dict[str, Any] = {}
         for item in self.items:
             out.update(zip(item.sources, item.inverse([state[p] for p in item.targets]), strict=True))
@@ -260,22 +272,9 @@ class Plan:
         return tuple(reason for _, reason in self.losses)
 
     def __str__(self) -> str:
-        head = ("source", "ops", "target", "shape", "verdict", "placed")
-        rows = [head]
-        for item in self.items:
-            sources, targets = list(item.sources) or ["(fill)"], list(item.targets) or ["(drop)"]
-            before, after = shapes(item.stages[0]), shapes(item.stages[-1])
-            shape = before if before == after else f"{before} -> {after}"
-            last = (", ".join(map(str, item.ops)), shape, item.verdict, item.how)
-            for i in range(max(len(sources), len(targets))):
-                ends = [end[i] if i < len(end) else "" for end in (sources, targets)]
-                ops, shape, verdict, how = last if i == 0 else ("", "", "", "")
-                rows.append((ends[0], ops, ends[1], shape, verdict, how))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        reasons = "".join(f"\n  - {verdict}: {reason}" for verdict, reason in self.losses)
-        return "\n".join(lines) + f"\n{len(self.src)} entries -> {len(self.dst)} entries: {self.verdict}{reasons}"
+        from bridges.mapping._table import text
+
+        return text(self)
 
     def to_json(self, indent: int | None = None) -> str:
         """Returns the plan as JSON text. Kinds are kept by name; metadata of kinds is not."""
@@ -287,6 +286,7 @@ class Plan:
                 "items": [item.to_dict() for item in self.items],
                 "placements": self.placements,
                 "notes": self.notes,
+                "random": [self.src_random, self.dst_random],
             },
             indent=indent,
         )
@@ -315,11 +315,10 @@ class Plan:
             ops = tuple(map(op_from_dict, row.get("ops", ())))
             ends = [src[p] for p in sources], [dst[p] for p in targets]
             stages = resolve(ops, *ends) if sources and targets else tuple(map(tuple, ends))
-            items.append(
-                Item(sources, targets, ops, stages, row.get("how", ""), frozen(row.get("value")), row.get("reason", ""))
-            )
-        pairs = (tuple(map(tuple, given[key])) for key in ("placements", "notes"))
-        return cls(tuple(items), src, dst, *pairs)
+            texts = {key: row.get(key, "") for key in ("how", "reason", "resume")}
+            items.append(Item(sources, targets, ops, stages, value=frozen(row.get("value")), **texts))
+        placements, notes, random = (tuple(map(tuple, given[key])) for key in ("placements", "notes", "random"))
+        return cls(tuple(items), src, dst, placements, notes, *random)
 
 
 def _entries(state: State) -> dict[str, list[Any]]:
@@ -341,9 +340,9 @@ def _state(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> State:
     return State(entries, {path: kinds[kind] for path, (_, _, kind) in given.items() if kind is not None})
 
 
-def _check(state: Mapping[str, Any], spec: State, end: str) -> None:
+def _check(state: Mapping[str, Any], spec: State, end: str, random: Sequence[str]) -> None:
     missing = [p for p in spec if p not in state]
-    extra = [p for p in state if p not in spec]
+    extra = [p for p in state if p not in spec and p not in random]
     if missing or extra:
         lines = [f"missing {p!r}.{hint(p, extra)}" for p in missing] + [f"unexpected {p!r}" for p in extra]
         raise StructureError(f"These are not the entries that the plan has at its {end}:\n" + listing(lines))

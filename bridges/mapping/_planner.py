@@ -14,11 +14,14 @@ from typing import Any
 
 from bridges.core._errors import MappingError, describe, hint, listing
 from bridges.core._flat import under
+from bridges.core._kind import RngState, kind_type
 from bridges.core._spec import Spec
+from bridges.core._state import State
 from bridges.mapping._agree import difference
+from bridges.mapping._each import Cast
 from bridges.mapping._identify import Found, cut, identify, like
 from bridges.mapping._mapping import Mapping
-from bridges.mapping._ops import Abstract, Cast, Op, shapes, signature
+from bridges.mapping._op import Abstract, Op, shapes, signature
 from bridges.mapping._place import place
 from bridges.mapping._plan import NOT_EXACT, Item, Plan, constant, resolve
 from bridges.mapping._rule import LayerRow, Rule
@@ -57,18 +60,23 @@ class _Planner:
         self.matches: list[_Match] = []
         self.sources: dict[str, _Match] = {}
         self.targets: dict[str, _Match] = {}
-        rows: dict[str, LayerRow] = {}
+        self.rows: list[LayerRow] = []
+        self.refusals: tuple[dict[str, str], dict[str, str]] = ({}, {})  # type -> why it cannot be converted
         for part in mapping.parts:
-            for row in part.layers:
-                rows.setdefault(row.type, row)
-        self.rows = list(rows.values())
+            earlier = {row.type for row in self.rows}
+            self.rows += [row for row in part.layers if row.type not in earlier and not row.refuse]
+            for end in (0, 1):
+                types = {t: row.refuse for row in part.layers if row.refuse for t in (row.dst if end else row.src)}
+                self.refusals[end].update({t: reason for t, reason in types.items() if t not in self.refusals[end]})
+        self.refused: tuple[dict[str, str], dict[str, str]] = ({}, {})  # module -> what is wrong with it
         self.resolved: dict[Any, tuple[tuple[Abstract, ...], ...]] = {}
         self.placements: list[tuple[str, str, str]] = []
 
     def plan(self) -> Plan:
         self.explicit()
         self.layers()
-        self.unmatched()
+        self.refuse()
+        kept = self.unmatched()
         items = [item for match in self.matches if (item := self.item(match)) is not None]
         if self.problems:
             count = len(self.problems)
@@ -76,7 +84,12 @@ class _Planner:
                 f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n"
                 + listing(dict.fromkeys(self.problems), 100)
             )
-        return Plan(tuple(items), self.src.entries, self.dst.entries, tuple(self.placements), tuple(self.notes))
+        ends = [
+            State({p: x for p, x in e.items() if p not in gone}, e.declared)
+            for e, gone in zip((self.src.entries, self.dst.entries), map(set, kept), strict=True)
+        ]
+        src, dst = ends
+        return Plan(tuple(items), src, dst, tuple(self.placements), tuple(self.notes), tuple(kept[0]), tuple(kept[1]))
 
     # Explicit rules --------------------------------------------------------------------------------------------------
 
@@ -217,8 +230,8 @@ class _Planner:
         if not given and not self.rows:
             return
         found = [
-            identify(entries, spec.layers, self.rows, side)
-            for entries, spec, side in zip(self.ends, (self.src, self.dst), ("src", "dst"), strict=True)
+            identify(self.convertible(end, given), spec.layers, self.rows, side)
+            for end, (spec, side) in enumerate(((self.src, "src"), (self.dst, "dst")))
         ]
         free = [
             {m: f for m, f in found[0].items() if not f.leaves <= self.sources.keys()},
@@ -240,6 +253,40 @@ class _Planner:
                 for end, paths in enumerate((here, there)):
                     for m in paths:
                         self.explained[end].update(free[end].pop(m).leaves)
+
+    def convertible(self, end: int, given: Sequence[tuple[int, Template, Template]]) -> dict[str, Abstract]:
+        """Returns the entries of an end that layers may be made of.
+
+        Those of the random state are none where the other end is of another framework; nor are those of a refused layer
+        that is made of others, since its parts would be taken for layers of their own.
+        """
+        layers = (self.src, self.dst)[end].layers
+        apart = self.src.framework != self.dst.framework
+        for m, layer in layers.items():
+            reason = self.refusals[end].get(layer.type)
+            if reason and not any(_reaches(line[1:][end], m) for line in given):
+                self.refused[end][m] = f"is a {layer.type}, which cannot be converted: {reason}"
+        rest = {}
+        for path, value in self.ends[end].items():
+            module = cut(path)[1]
+            owner = next((m for m in _above(module) if m in self.refused[end]), module)
+            if owner == module and not (apart and self.random(end, path)):
+                rest[path] = value
+        return rest
+
+    def random(self, end: int, path: str) -> bool:
+        """Whether the entry is random state: a key, or how often it was drawn from."""
+        kind = (self.src, self.dst)[end].entries.kind(path)
+        return kind is not None and issubclass(kind_type(kind), RngState)
+
+    def refuse(self) -> None:
+        """Reports the layers that are refused and found no counterpart."""
+        for end, done in enumerate((self.sources, self.targets)):
+            for path in self.ends[end] if self.refused[end] else ():
+                module = next((m for m in _above(cut(path)[1]) if m in self.refused[end]), None)
+                if module is not None and path not in done:
+                    self.explained[end].add(path)
+                    self.problems.append(f"{('source', 'target')[end]} {module!r} {self.refused[end][module]}")
 
     def given(
         self, given: Sequence[tuple[int, Template, Template]], free: list[dict[str, Found]]
@@ -313,6 +360,8 @@ class _Planner:
             self.explained[1].update(dst.leaves)
             return
         if not rows and how != "given" and self.stock(src.path, dst.path):
+            if self.refused[0].get(src.path) or self.refused[1].get(dst.path):
+                return  # `refuse` says why
             joined = " and ".join(spec.layers[f.path].type for spec, f in ((self.src, src), (self.dst, dst)))
             self.problems.append(
                 f"{src.path!r} and {dst.path!r} have the same leaves, but no convention says that {joined} mean the same by"
@@ -327,7 +376,7 @@ class _Planner:
                 goal = "/".join(filter(None, (collection, dst.path, leaf)))
                 self.add(_Match(_RENAME, (path,), (goal,), how))
             return
-        outcomes = [self.row_matches(r, src, dst, how) for r in rows]
+        outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how)] for r in rows]
         if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
             types = [self.rows[r].type for r in rows]
             self.problems.append(
@@ -355,8 +404,20 @@ class _Planner:
             targets = tuple(t.format({"m": dst.path}) for t in rule.dst)
             if any(path in self.targets for path in targets) or (not rule.src and k not in dst.rows[r]):
                 continue
+            if rule.refuse and not targets:
+                self.problems.append(f"{sources[0]!r}: {rule.refuse}. If it is, name it under `drop`")
+                self.explained[0].update(sources)
+                continue
             matches.append(_Match(rule, sources, targets, f"{self.rows[r].type}, {how}"))
         return matches
+
+    def lean(self, match: _Match) -> _Match:
+        """Returns the match without a reshape to the shape that the array has already."""
+        ends = [self.ends[0][p] for p in match.sources], [self.ends[1][p] for p in match.targets if p in self.ends[1]]
+        same = len(ends[0]) == len(ends[1]) == 1 and signature(ends[0]) == signature(ends[1])
+        if not same or any(op.to_dict() != {"op": "reshape"} for op in match.rule.ops):
+            return match
+        return dataclasses.replace(match, rule=dataclasses.replace(match.rule, ops=()))
 
     def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
         """Compares what the two layers must agree in, where both models were at hand."""
@@ -383,20 +444,22 @@ class _Planner:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def unmatched(self) -> None:
-        """Lists the leaves of either end that nothing was found for."""
+    def unmatched(self) -> tuple[list[str], list[str]]:
+        """Lists the leaves of either end that nothing was found for; returns the random state among them."""
         rest = (
             [p for p in self.ends[0] if p not in self.sources and p not in self.explained[0]],
             [p for p in self.ends[1] if p not in self.targets and p not in self.explained[1]],
         )
+        kept = [p for p in rest[0] if self.random(0, p)], [p for p in rest[1] if self.random(1, p)]
         lacks = (
             ("source", "has no rule: write one, or `drop` it"),
             ("target", "gets nothing: write a rule, or `fill` it"),
         )
         for end, (name, lack) in enumerate(lacks):
-            for path in rest[end]:
+            for path in (p for p in rest[end] if p not in kept[end]):
                 what = f"{name} {path!r} {describe(self.ends[end][path])}{self.unknown(end, path)}"
                 self.problems.append(f"{what} {lack}.{self.near(path, rest[1 - end])}")
+        return kept
 
     def unknown(self, end: int, path: str) -> str:
         """Returns ` (…)` if the leaf is of a layer that the mapping has no row for."""
@@ -441,10 +504,21 @@ class _Planner:
             )
             self.problems.append(f"{names} ({match.how}): {shapes(ins)} does not fit {shapes(outs)}: {err}.{remedy}")
             return None
-        return Item(match.sources, match.targets, ops, stages, match.how, match.rule.value, match.rule.reason)
+        return Item(
+            match.sources, match.targets, ops, stages, match.how, match.rule.value, match.rule.reason, match.rule.resume
+        )
 
 
 _RENAME = Rule((Template("{m:module}"),), (Template("{m:module}"),))
+
+
+def _above(module: str) -> Iterable[str]:
+    """Yields the module and those above it, to the root."""
+    while True:
+        yield module
+        if not module:
+            return
+        module = module.rpartition("/")[0]
 
 
 def _names(paths: Sequence[str]) -> str:

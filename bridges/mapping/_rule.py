@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bridges.core._errors import MappingError, hint
-from bridges.mapping._ops import Op, op_from_dict
+from bridges.core._spec import Layer
+from bridges.mapping._op import Op
+from bridges.mapping._ops import op_from_dict
 from bridges.mapping._template import Template
 
 
@@ -38,6 +41,9 @@ def check_keys(what: str, given: Mapping[str, Any], known: Sequence[str]) -> Non
     for key in given:
         if key not in known:
             raise MappingError(f"{what} has no key {key!r}.{hint(key, known)} It has {', '.join(known)}.")
+
+
+_AUTO = re.compile("_(0|[1-9][0-9]*)$")  # the number of an automatic name
 
 
 def _templates(value: Any) -> tuple[Template, ...]:
@@ -64,6 +70,8 @@ class Rule:
       ops: From the source's arrays to the target's.
       value: Of a `fill` or a `drop`: what to write at the end that has the entry. A drop without one cannot go back.
       reason: Of a `drop`: what is lost with it, for the plan's verdict.
+      resume: What continued training does otherwise at the two ends, whichever way; the verdict is for evaluation only.
+      refuse: Of a `drop` in a layer row: why it cannot be made, unless the user names the entry under `drop`.
       optional: Whether the rule may be left without a match.
       src_rank, dst_rank: The rule is only for entries of these ranks; empty for any.
     """
@@ -73,6 +81,8 @@ class Rule:
     ops: tuple[Op, ...] = ()
     value: Any = None
     reason: str = ""
+    resume: str = ""
+    refuse: str = ""
     optional: bool = False
     src_rank: tuple[int, ...] = ()
     dst_rank: tuple[int, ...] = ()
@@ -144,6 +154,8 @@ class Rule:
             ),
             value=frozen(args.get("value")),
             reason=args.get("reason", ""),
+            resume=args.get("resume", ""),
+            refuse=args.get("refuse", ""),
             optional=bool(args.get("optional", False)),
             src_rank=_ranks(args.get("src_rank", ())),
             dst_rank=_ranks(args.get("dst_rank", ())),
@@ -160,7 +172,7 @@ class Rule:
             out["ops"] = [op.to_dict() for op in self.ops]
         if self.value is not None:
             out["value"] = thawed(self.value)
-        for key in ("reason", "optional"):
+        for key in ("reason", "resume", "refuse", "optional"):
             if getattr(self, key):
                 out[key] = getattr(self, key)
         for key in ("src_rank", "dst_rank"):
@@ -173,7 +185,7 @@ class Rule:
         return f"'{ends[0]} -> {ends[1]}'"
 
 
-_MANY = {"source": ("stack", "concat", "pick"), "target": ("unstack", "split", "copy")}
+_MANY = {"source": ("stack", "concat", "pick", "sum"), "target": ("unstack", "split", "copy", "lead")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +240,10 @@ class LayerRow:
       dst: The same for the target.
       rules: Every template has exactly one variable, `{m:module}`: the path of the layer.
       agree: The hyperparameters to compare.
+      refuse: Why layers of this type have no counterpart at the other end. The row then has types at one end only.
+      src_when, dst_when: Hyperparameters that a layer has if the row is for it; of two rows of one type, this decides.
+      src_named, dst_named: Automatic names: where a spec does not tell types, modules called so are of this row.
+      src_only_named, dst_only_named: The same, and modules called otherwise are not.
     """
 
     type: str
@@ -235,6 +251,13 @@ class LayerRow:
     dst: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     agree: tuple[Agree, ...] = ()
+    refuse: str = ""
+    src_when: tuple[tuple[str, Any], ...] = ()
+    dst_when: tuple[tuple[str, Any], ...] = ()
+    src_named: tuple[str, ...] = ()
+    dst_named: tuple[str, ...] = ()
+    src_only_named: tuple[str, ...] = ()
+    dst_only_named: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -247,8 +270,40 @@ class LayerRow:
     @property
     def inverse(self) -> LayerRow:
         """The same with the ends swapped."""
-        rules, agree = tuple(r.inverse for r in self.rules), tuple(a.inverse for a in self.agree)
-        return LayerRow(self.type, self.dst, self.src, rules, agree)
+        return dataclasses.replace(
+            self,
+            src=self.dst,
+            dst=self.src,
+            rules=tuple(r.inverse for r in self.rules),
+            agree=tuple(a.inverse for a in self.agree),
+            src_when=self.dst_when,
+            dst_when=self.src_when,
+            src_named=self.dst_named,
+            dst_named=self.src_named,
+            src_only_named=self.dst_only_named,
+            dst_only_named=self.src_only_named,
+        )
+
+    def applies(self, side: str, layer: Layer | None, module: str, known: Container[str]) -> bool:
+        """Whether the row is for this layer.
+
+        Args:
+          side: `'src'` or `'dst'`.
+          layer: What the spec says; None where it does not know the layer.
+          module: Its path.
+          known: The automatic names of all rows.
+        """
+        types, when = (self.src, self.src_when) if side == "src" else (self.dst, self.dst_when)
+        if layer is None:
+            named, only = self.names(side)
+            name = _AUTO.sub("", module.rpartition("/")[2])
+            return name in (*named, *only) or (not only and name not in known)
+        have = layer.hyperparameters
+        return layer.type in types and all(name not in have or frozen(have[name]) == value for name, value in when)
+
+    def names(self, side: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The automatic names of its modules, and those without which a module is none of it."""
+        return (self.src_named, self.src_only_named) if side == "src" else (self.dst_named, self.dst_only_named)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LayerRow:
@@ -260,15 +315,29 @@ class LayerRow:
         for name, entry in given.get("agree", {}).items():
             check_keys(f"agree.{name}", entry, ("src", "dst", "effect"))
             agree.append(Agree(name, Hyper.of(entry.get("src")), Hyper.of(entry.get("dst")), entry.get("effect", "")))
-        src, dst = ((t,) if isinstance(t, str) else tuple(t) for t in (given.get("src", ()), given.get("dst", ())))
-        return cls(given["type"], src, dst, tuple(map(Rule.of, given.get("rules", ()))), tuple(agree))
+        texts: dict[str, Any] = {
+            key: (given[key],) if isinstance(given[key], str) else tuple(given[key])
+            for key in ("src", "dst", "src_named", "dst_named", "src_only_named", "dst_only_named")
+            if key in given
+        }
+        whens: dict[str, Any] = {
+            key: tuple((n, frozen(v)) for n, v in given.get(key, {}).items()) for key in ("src_when", "dst_when")
+        }
+        rules = tuple(map(Rule.of, given.get("rules", ())))
+        row = cls(given["type"], rules=rules, agree=tuple(agree), refuse=given.get("refuse", ""))
+        return dataclasses.replace(row, **whens, **texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row as plain data."""
         out: dict[str, Any] = {"type": self.type}
-        for key in ("src", "dst"):
+        for key in ("src", "dst", "src_named", "dst_named", "src_only_named", "dst_only_named"):
             if getattr(self, key):
                 out[key] = list(getattr(self, key))
+        for key in ("src_when", "dst_when"):
+            if getattr(self, key):
+                out[key] = {name: thawed(value) for name, value in getattr(self, key)}
+        if self.refuse:
+            out["refuse"] = self.refuse
         if self.rules:
             out["rules"] = [rule.to_dict() for rule in self.rules]
         if self.agree:

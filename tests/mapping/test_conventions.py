@@ -11,9 +11,10 @@ import pytest
 
 from bridges import haiku_adapter, linen_adapter
 from bridges.core._errors import MappingError
+from bridges.core._kind import Param
 from bridges.core._spec import Spec
-from bridges.core._state import Param, State
-from bridges.param_mapping import Mapping, conventions, frameworks
+from bridges.core._state import State
+from bridges.param_mapping import Mapping, Part, conventions, frameworks
 
 IMAGE, TEXT = (2, 7, 6, 3), (2, 5, 6)
 norm = {"create_scale": True, "create_offset": True}
@@ -288,9 +289,11 @@ def test_layers_without_a_convention_are_not_joined_by_their_names():
     """RMSNorm has the leaf `scale` and another default epsilon in each framework."""
     src = haiku_adapter.spec(lambda x: hk.RMSNorm(-1)(x), inputs(TEXT))
     dst = linen_adapter.spec(nn.RMSNorm(), inputs(TEXT))
+    rows = [row for part in conventions("haiku", "linen").parts for row in part.layers if row.type != "RMSNorm"]
+    mapping = Mapping((Part(layers=tuple(rows)),))
     with pytest.raises(MappingError, match=r"no convention says that haiku\.RMSNorm and linen\.RMSNorm"):
-        conventions("haiku", "linen").plan(src, dst)
-    assert (Mapping.of(modules={"rms_norm": ""}) | conventions("haiku", "linen")).plan(src, dst).placements
+        mapping.plan(src, dst)
+    assert (Mapping.of(modules={"rms_norm": ""}) | mapping).plan(src, dst).placements
 
 
 def test_lines_for_modules_that_hold_others():
@@ -337,7 +340,21 @@ def test_conventions_are_data(src, dst):
     mapping = conventions(src, dst)
     assert Mapping.loads(mapping.dumps()) == mapping
     types = {row.type for part in mapping.parts for row in part.layers}
-    assert types == {"Linear", "Conv", "BatchNorm", "LayerNorm", "Embed", "MultiHeadAttention"}
+    everywhere = {
+        "Linear",
+        "LinearGeneral",
+        "Conv",
+        "DepthwiseConv",
+        "ConvTranspose",
+        "Embed",
+        "MultiHeadAttention",
+        "LSTM",
+    }
+    norms = {"BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"}
+    joined = {row.type for part in mapping.parts for row in part.layers if not row.refuse}
+    assert joined >= everywhere | norms | {"SimpleCell"}
+    assert all(row.rules for part in mapping.parts for row in part.layers if not row.refuse)
+    assert types - joined or src == dst
 
 
 def test_an_unknown_framework():

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from bridges.core._errors import MappingError
 from bridges.core._spec import abstract
-from bridges.mapping._ops import OPS, Add, Concat, Scale, Split, op_from_dict, signature
+from bridges.mapping._each import Add, Scale
+from bridges.mapping._lists import Concat, Split
+from bridges.mapping._op import signature
+from bridges.mapping._ops import OPS, op_from_dict
 from bridges.mapping._plan import resolve
 
 # op as data, shapes in, shapes out
@@ -31,6 +34,14 @@ CASES = [
     ({"op": "unstack", "axis": 1}, [(2, 3, 4)], [(2, 4)] * 3),
     ({"op": "scale", "value": -0.5}, [(2, 3)], [(2, 3)]),
     ({"op": "copy"}, [(2, 3)], [(2, 3)] * 3),
+    ({"op": "swap"}, [(2, 3, 4)], [(2, 4, 3)]),
+    ({"op": "swap", "axes": [0, -1]}, [(2, 3, 4), (5, 6)], [(4, 3, 2), (6, 5)]),
+    ({"op": "flip", "but_last": 2}, [(2, 3, 4, 5)], [(2, 3, 4, 5)]),
+    ({"op": "split", "axis": 0, "parts": 3, "equal": True}, [(6, 2), (3, 4)], [(2, 2)] * 3 + [(1, 4)] * 3),
+    ({"op": "concat", "parts": 2, "equal": True}, [(3, 2), (3, 2), (1, 5), (1, 5)], [(3, 4), (1, 10)]),
+    ({"op": "reorder", "order": [2, 0, 1]}, [(1,), (2,), (3,)], [(3,), (1,), (2,)]),
+    ({"op": "lead"}, [(2, 3)], [(2, 3)] * 3),
+    ({"op": "sum"}, [(2, 3)], [(2, 3)]),
 ]
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, np.complex64]
 
