@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bridges.linen_adapter import LinenModule as LinenModule
     from bridges.nnx_adapter import FromNNX as FromNNX
     from bridges.nnx_adapter import NNXModule as NNXModule
+    from bridges.nnx_adapter import ToNNX as ToNNX
     from bridges.optax_adapter import FromOptax as FromOptax
     from bridges.optax_adapter import OptaxModule as OptaxModule
     from bridges.param_mapping import Mapping as Mapping
@@ -57,6 +58,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "FromLinen": ("bridges.linen_adapter", "FromLinen"),
     "NNXModule": ("bridges.nnx_adapter", "NNXModule"),
     "FromNNX": ("bridges.nnx_adapter", "FromNNX"),
+    "ToNNX": ("bridges.nnx_adapter", "ToNNX"),
     "OptaxModule": ("bridges.optax_adapter", "OptaxModule"),
     "FromOptax": ("bridges.optax_adapter", "FromOptax"),
     "Mapping": ("bridges.param_mapping", "Mapping"),

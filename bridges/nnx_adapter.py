@@ -16,6 +16,7 @@ from bridges._nnx._memory import Memory
 from bridges._nnx._run import perform
 from bridges._nnx._spec import constructor
 from bridges._nnx._spec import spec as spec
+from bridges._nnx._to_nnx import ToNNX as ToNNX
 from bridges._nnx._variables import flatten as flatten
 from bridges._nnx._variables import unflatten as unflatten
 from bridges._nnx._wrapper import FromNNX as FromNNX

@@ -17,6 +17,7 @@ import jax
 from bridges.core import Module
 from bridges.core._errors import FieldError, UnsupportedError, describe
 from bridges.core._flat import SEPARATOR, under
+from bridges.core._frame import Frame, enter
 
 ROOT = "variables"  # The name of a wrapper, and so what paths in errors begin with: that of the attribute of ToNNX.
 OUTSIDE = ".."  # What paths of entries begin with that lie beside the wrapper: those of modules made elsewhere.
@@ -55,7 +56,8 @@ class Host:
         self.part, self.args, self.kwargs = part, args, dict(kwargs or {})
         self.framework = framework_of(part)
         self.core = self.framework is None
-        self.module = self._make()
+        with enter(Frame(None, None)):  # It is nobody's submodule, wherever it is made.
+            self.module: Any = self._make()
         self.known: dict[str, jax.ShapeDtypeStruct] = {}
 
     def _make(self) -> Module:
@@ -130,7 +132,7 @@ class Host:
             if self.core:
                 return inspect.signature(self.module if method is None else self.reached(method))
             if self.framework == "flax.linen":
-                return _without_first(getattr(type(self.module._linen), method or "__call__"))  # type: ignore[attr-defined]
+                return _without_first(getattr(type(self.module._linen), method or "__call__"))
             part = _innermost(self.part)
             if isinstance(part, type):
                 return _without_first(getattr(part, method or "__call__"))
@@ -208,5 +210,3 @@ def _attribute(found: Any, name: str) -> Any:
 def _without_first(fn: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(fn)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-

@@ -40,7 +40,7 @@ def variable_type(kind: Kind) -> type[nnx.Variable]:
     """
     cls, collection = kind_type(kind), None if isinstance(kind, type) else kind.metadata.get("collection")
     if cls not in _TYPES:
-        return _own(cls)
+        return _own(cls)  # type: ignore[arg-type]  # Of the class, not of its instances, the hash is wanted.
     base = _TYPES[cls]
     if collection is None:
         return base
@@ -48,13 +48,13 @@ def variable_type(kind: Kind) -> type[nnx.Variable]:
     return found if issubclass(found, base) else _named(collection, base)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _own(cls: type[Variable]) -> type[nnx.Variable]:
     base = next(ours for ours in _TYPES if issubclass(cls, ours))
     return type(cls.__name__, (_TYPES[base],), {"bridges_kind": cls, "__slots__": ()})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _named(collection: str, base: type[nnx.Variable]) -> type[nnx.Variable]:
     return type(collection, (base,), {"__slots__": ()})
 

@@ -17,7 +17,8 @@ class _Next(Mapping[str, jax.Array]):
     """The next key of every stream, worked out when asked for."""
 
     def __init__(self, rngs: nnx.Rngs):
-        names = [name for name, _ in rngs.items()]
+        # A stream without values, in a module made by `nnx.eval_shape`, is as good as none.
+        names = [name for name, stream in rngs.items() if isinstance(stream.key.get_value(), jax.Array)]
         self.streams = {SINGLE if names == [_ALONE] else name: rngs[name] for name in names}
 
     def __getitem__(self, name: str) -> jax.Array:
@@ -47,6 +48,12 @@ class NextKeys(Streams):
         super().__init__({})
         self.source = _Next(rngs)
         self.keys: Any = self.source
+
+    @classmethod
+    def begun(cls, rngs: nnx.Rngs | None) -> NextKeys | None:
+        """Returns the streams of a module, None if there are none."""
+        streams = None if rngs is None else cls(rngs)
+        return streams if streams is not None and len(streams.source) else None
 
     def seed(self) -> Any:
         """Returns the keys as a seed for `bridges.init`."""

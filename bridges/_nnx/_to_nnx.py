@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bridges._nnx._host import Host
@@ -20,7 +20,7 @@ from bridges._nnx._maker import as_rngs
 from bridges._nnx._namespace import Namespace, place, variables_in
 from bridges._nnx._streams import NextKeys
 from bridges.core import BatchStat, Module, Param, State
-from bridges.core._context import Context
+from bridges.core._context import Context, context
 from bridges.core._errors import (
     ContextError,
     EntryShapeError,
@@ -76,7 +76,7 @@ class ToNNX(nnx.Module):
       UnsupportedError: The part cannot be hosted.
       FieldError: There were arguments, and the part is no class.
 
-    >>> import bridges as br, haiku as hk, jax.numpy as jnp
+    >>> import bridges as br, haiku as hk, jax
     >>> model = br.ToNNX(lambda x: hk.nets.MLP([4, 2])(x), rngs=nnx.Rngs(0)).lazy_init(jnp.ones((1, 3)))
     >>> model(jnp.ones((1, 3))).shape
     (1, 2)
@@ -115,10 +115,14 @@ class ToNNX(nnx.Module):
         """
         self._check()
         state = self._entries()
-        streams = None if self.rngs is None else NextKeys(self.rngs)
+        streams = NextKeys.begun(self.rngs)
 
-        def call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            return self.host.call(method, args, kwargs)
+        def call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            self.host.call(method, args, kwargs)
+            running = context()
+            for path, value in running.created.items():
+                if is_transient(running.declared(path)):  # Blank until a call records it, so that nothing is computed.
+                    running.created[path] = jnp.zeros(value.shape, value.dtype)
 
         call.__self__ = self.host.module  # type: ignore[attr-defined]  # The whole model, for the initial values.
         kwargs |= self.host.settings(method, args, kwargs, self._modes())
@@ -128,7 +132,8 @@ class ToNNX(nnx.Module):
                 new = init(call)(state, args, kwargs, flags=self._flags())
             except SeedError as err:
                 if streams is None:
-                    raise _noted(err)
+                    _noted(err)
+                    raise
         if new is None:
             assert streams is not None
             new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
@@ -189,13 +194,15 @@ class ToNNX(nnx.Module):
 
     def _run(self, fn: Any) -> Any:
         state = self._entries()
-        streams = None if self.rngs is None else NextKeys(self.rngs)
+        streams = NextKeys.begun(self.rngs)
         ctx = Context(state, streams=streams, flags=self._flags(), root=self.host.module)
         try:
             with enter(Frame(ctx, None)):
                 out = fn()
         except SeedError as err:
-            raise _noted(err) if streams is None else err
+            if streams is None:
+                _noted(err)
+            raise
         for path in ctx.modified:
             if path in state and ctx.entries[path] is not state[path]:
                 self.variables[self.host.outer(path)].set_value(ctx.entries[path])
@@ -249,9 +256,8 @@ def _fixed(variable: nnx.Variable) -> bool:
     return issubclass(kind_type(kind_of(variable)), (Param, BatchStat))
 
 
-def _noted(err: SeedError) -> SeedError:
+def _noted(err: SeedError) -> None:
     err.add_note("This module has no random streams: make it with ToNNX(part, rngs=nnx.Rngs(0)).")
-    return err
 
 
 def _initialising(module: nnx.Module) -> bool:
