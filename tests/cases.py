@@ -115,6 +115,12 @@ class SumOfTwoNNX(nnx.Module):
         return self.second(self.first(x))
 
 
+class SpectralLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.SpectralNorm(nn.Dense(4))(x, update_stats=False)
+
+
 class Dropped(nnx.Module):
     """Has random state that nobody else has."""
 

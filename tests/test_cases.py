@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 
+import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.core._errors import MappingError
 from bridges.core._kind import Param
 from bridges.core._state import State
-from bridges.param_mapping import Mapping, conventions
-from tests.cases import CASES
+from bridges.param_mapping import Mapping, Plan, conventions
+from tests.cases import CASES, MASK, Dropped, SpectralLinen, some, true, unrolled
 
 ADAPTERS = {"haiku": haiku_adapter, "linen": linen_adapter, "nnx": nnx_adapter}
 
@@ -150,6 +151,114 @@ def test_verdict_and_round_trip(name, src, dst):
 def test_refused_by_name(name, src, dst):
     with pytest.raises(MappingError, match=CASES[name].refused[src, dst]):
         plan_of(name, src, dst)
+
+
+CYCLES = [
+    name
+    for name, case in CASES.items()
+    if len(case.frameworks) == 3 and not case.refused and "exact for" not in str(case.verdicts.values())
+]
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_a_cycle_through_all_three_ends_where_it_began(name):
+    state = start = randomised(spec_of(name, "haiku"), 0)
+    for src, dst in (("haiku", "linen"), ("linen", "nnx"), ("nnx", "haiku")):
+        state = plan_of(name, src, dst).forward(state)
+    exact = not CASES[name].verdicts
+    assert all(np.array_equal(v, start[p]) if exact else np.allclose(v, start[p], atol=2e-7) for p, v in state.items())
+
+
+WRONG = {
+    "group norm, groups": (lambda x: hk.GroupNorm(2)(x), nn.GroupNorm(4, **true), "pass num_groups=2"),
+    "group norm, variance": (lambda x: hk.GroupNorm(2)(x), nn.GroupNorm(2, epsilon=1e-5), "use_fast_variance=False"),
+    "group norm, axes": (lambda x: hk.GroupNorm(2, axis=(1, 2))(x), nn.GroupNorm(2, **true), "has all_but_batch True"),
+    "instance norm, epsilon": (
+        lambda x: hk.InstanceNorm(True, True)(x), nn.InstanceNorm(use_fast_variance=False), "pass epsilon=1e-05",
+    ),
+    "RMS norm, epsilon": (lambda x: hk.RMSNorm(-1)(x), nn.RMSNorm(), "pass epsilon=1e-05"),
+    "batch norm, axis": (
+        lambda x: hk.BatchNorm(True, True, 0.9, data_format="NC...")(x, True),
+        nn.BatchNorm(use_running_average=True, momentum=0.9),
+        "has channels_last",
+    ),
+    "batch norm, devices": (
+        lambda x: hk.BatchNorm(True, True, 0.9)(x, True),
+        nn.BatchNorm(use_running_average=True, momentum=0.9, axis_name="devices"),
+        "one device instead of all",
+    ),
+    "conv, mask": (lambda x: hk.Conv2D(5, 3, mask=MASK)(x), nn.Conv(5, (3, 3)), "has mask False"),
+    "conv transposed, stride": (
+        lambda x: hk.Conv2DTranspose(4, 3, 2)(x), nn.ConvTranspose(4, (3, 3)), "pass strides=2",
+    ),
+    "conv transposed, output shape": (
+        lambda x: hk.Conv2DTranspose(4, 3, 2, output_shape=(7, 7))(x),
+        nn.ConvTranspose(4, (3, 3), (2, 2)),
+        "write it out, as pairs",
+    ),
+    "conv transposed, dilation": (
+        lambda x: hk.Conv2DTranspose(4, 3)(x), nn.ConvTranspose(4, (3, 3), kernel_dilation=(2, 2)), "kernel_dilation=1",
+    ),
+    "attention, normalised": (
+        lambda x: hk.MultiHeadAttention(3, 2, w_init=some)(x, x, x),
+        nn.MultiHeadDotProductAttention(3, qkv_features=6, out_features=6, normalize_qk=True),
+        "normalize_qk=False",
+    ),
+    "vanilla RNN, activation": (
+        unrolled(lambda: hk.VanillaRNN(4)), nn.RNN(nn.SimpleCell(4)), "pass activation_fn='relu'",
+    ),
+    "LSTM, activation": (
+        unrolled(lambda: hk.LSTM(4)), nn.RNN(nn.LSTMCell(4, activation_fn=jax.nn.relu)), "pass activation_fn='tanh'",
+    ),
+    "spectral norm": (
+        lambda x: hk.Linear(4)(x), SpectralLinen(), "which cannot be converted: Haiku normalises a weight",
+    ),
+    "bias": (lambda x: hk.Bias()(x), nn.Dense(4), "haiku.Bias, which cannot be converted: No Flax layer"),
+    "MGU": (lambda x: hk.Linear(4)(x), nn.RNN(nn.MGUCell(4)), "linen.MGUCell, which cannot be converted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_differs_is_refused_with_the_reason(name):
+    f, module, reason = WRONG[name]
+    image = any(word in name for word in ("group", "instance", "batch norm", "conv", "spectral"))
+    x = np.ones((2, 4, 4, 4) if image else (2, 5, 6), np.float32)
+    src, dst = haiku_adapter.spec(f, x), linen_adapter.spec(module, x)
+    with pytest.raises(MappingError, match=reason):
+        conventions("haiku", "linen").plan(src, dst)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if CASES[n].shape is not int and len(CASES[n].frameworks) == 3])
+def test_a_wrong_plan_shows_in_the_outputs(name):
+    """The properties above can fail: an entry that is changed on its way changes the outputs."""
+    case = CASES[name]
+    pair = next(p for p in (("haiku", "linen"), ("linen", "nnx"), ("nnx", "linen")) if p not in case.refused)
+    plan, x = plan_of(name, *pair), case.inputs()
+    new = jax.tree.map(jnp.asarray, plan.forward(randomised(plan_source(plan), 0)))
+    wanted = run(name, pair[1], new, x)
+    shifted = {p for p in new if p.endswith("key/bias")}  # shifts all logits of a query alike: never reaches the output
+    if "in training" in name:
+        shifted |= {p for p in new if p.startswith("batch_stats/")}
+    for path in new.keys() - shifted:
+        with pytest.raises(AssertionError):
+            close(run(name, pair[1], new | {path: new[path] + 0.5}, x), wanted, 2e-5)
+
+
+def test_random_state_is_left_to_the_target():
+    plan = plan_of("dropout's random state", "haiku", "nnx")
+    assert plan.dst_random == ("RngCount/drop/rngs/count", "RngKey/drop/rngs/key")
+    assert "random state of the target, left alone: RngCount" in str(plan)
+    assert Plan.from_json(plan.to_json()) == plan
+    old = randomised(spec_of("dropout's random state", "haiku"), 0)
+    model = Dropped(nnx.Rngs(3))
+    whole = nnx_adapter.flatten(model)
+    nnx.update(model, nnx_adapter.unflatten(whole | plan.forward(old), model))
+    assert np.array_equal(model.first.kernel[...], old["params/linear/w"])
+    # with the random state and without it
+    for state in (plan.forward(old), whole | plan.forward(old)):
+        assert all(np.array_equal(plan.inverse(state)[p], v) for p, v in old.items())
+    same = conventions("nnx", "nnx").plan(nnx_adapter.spec(Dropped), nnx_adapter.spec(Dropped))
+    assert same.dst_random == () and "RngKey/drop/rngs/key" in same.forward(whole)
 
 
 def test_there_are_many():

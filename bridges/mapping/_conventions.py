@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.resources
 from collections.abc import Sequence
+from importlib.resources.abc import Traversable
 
 from bridges.core._errors import MappingError, hint
 from bridges.mapping._each import Cast, Each, Reshape
@@ -20,12 +21,15 @@ from bridges.mapping._op import Op
 from bridges.mapping._rule import Agree, LayerRow, Rule
 from bridges.mapping._template import Template
 
-_FOLDER = "bridges.conventions"
+
+def _folder() -> Traversable:
+    # Not files("bridges.conventions"): a module of this name would hide the function `bridges.conventions`.
+    return importlib.resources.files("bridges") / "conventions"
 
 
 def frameworks() -> list[str]:
     """Returns the frameworks that have a convention file."""
-    files = importlib.resources.files(_FOLDER).iterdir()
+    files = _folder().iterdir()
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
@@ -67,7 +71,7 @@ def _rows(framework: str) -> dict[str, list[LayerRow]]:
         raise MappingError(
             f"There are no conventions for {framework!r}.{hint(framework, frameworks())} There are {frameworks()}."
         )
-    text = importlib.resources.files(_FOLDER).joinpath(f"{framework}.toml").read_text("utf-8")
+    text = _folder().joinpath(f"{framework}.toml").read_text("utf-8")
     rows: dict[str, list[LayerRow]] = {}
     for row in (row for part in Mapping.loads(text).parts for row in part.layers):
         rows.setdefault(row.type, []).append(row)

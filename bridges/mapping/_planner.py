@@ -262,8 +262,11 @@ class _Planner:
         """
         layers = (self.src, self.dst)[end].layers
         apart = self.src.framework != self.dst.framework
+        known = {t for row in self.rows for t in (row.dst if end else row.src)}
         for m, layer in layers.items():
             reason = self.refusals[end].get(layer.type)
+            if any(above in layers and layers[above].type in known for above in _above(m) if above != m):
+                continue  # a part of a layer that has a row, such as the averages of Haiku's BatchNorm
             if reason and not any(_reaches(line[1:][end], m) for line in given):
                 self.refused[end][m] = f"is a {layer.type}, which cannot be converted: {reason}"
         rest = {}

@@ -1,1 +1,0 @@
-"""How each framework stores each layer, as mappings to one canonical form (docs/mapping.md, "Conventions")."""
