@@ -16,7 +16,7 @@ from flax.errors import InvalidRngError
 from bridges._linen._call import abstract_key
 from bridges._linen._observe import missing_stream
 from bridges.core._context import Context
-from bridges.core._errors import SeedError
+from bridges.core._errors import LeakError, SeedError
 from bridges.core._rng import as_key
 
 
@@ -47,6 +47,11 @@ class Keys:
     def metered(self) -> bool:
         """Whether it matters which keys are drawn."""
         return False
+
+    @property
+    def free(self) -> bool:
+        """Whether keys may be drawn here that the call may turn out not to need."""
+        return True
 
     @contextmanager
     def trial(self) -> Iterator[Callable[[frozenset[str]], None]]:
@@ -104,6 +109,14 @@ class HostKeys(Keys):
     @property
     def metered(self) -> bool:
         return self.ctx.has_seed
+
+    @property
+    def free(self) -> bool:
+        try:  # Not in a plain JAX transformation: only what draws nothing may run there.
+            self.ctx.check_trace(f"draw a random key at {self.where!r}")
+        except LeakError:
+            return not self.ctx.has_seed
+        return True
 
     def _chosen(self, wanted: frozenset[str] | None) -> list[str]:
         """Returns which of the streams given serve those wanted; `params` is what Linen falls back to."""

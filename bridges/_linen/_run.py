@@ -183,7 +183,7 @@ class _Run:
 
     def _learn(self) -> tuple[Any, Any]:
         """Finds out what the call does, in abstract where it has state that it might modify, and runs it."""
-        settled = self.rehearse() if self._stateful() else None
+        settled = self.rehearse() if self._stateful() or not self.keys.free else None
         if settled is not None:
             result = self._apply(self.call, settled.traits, self.present, self.keys.draw(settled.traits.streams))
         else:

@@ -217,3 +217,15 @@ def test_a_trace_of_a_learned_call_traces_the_model_once():
     traced.clear()
     jax.make_jaxpr(br.pure(dense))(state, X)
     assert len(traced) <= 4  # Once each: what init would make, immutable, mutable, and the call itself.
+
+
+def test_a_call_without_effects_runs_in_a_plain_transformation_with_a_seed_too():
+    x = inputs(2, 4)
+    dense, dropout = FlaxModule(nn.Dense, 3, name="net"), FlaxModule(nn.Dropout, 0.5, deterministic=False)
+    state = br.init(dense)({}, x, seed=0)
+    _, want = br.pure(dense)(state, x)
+    fresh = FlaxModule(nn.Dense, 3, name="net")
+    _, out = br.pure(lambda x: jax.jit(fresh)(x))(state, x, seed=0)
+    np.testing.assert_allclose(out, want, rtol=1e-6)
+    with pytest.raises(br.LeakError, match="draw a random key"):
+        br.pure(lambda x: jax.jit(dropout)(x))(state, x, seed=0)
