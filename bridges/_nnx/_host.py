@@ -169,6 +169,45 @@ class Host:
             found[name] = own if own is not None else given[0] is not training
         return found
 
+    def variants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[inspect.BoundArguments] | None:
+        """Returns calls that between them draw random numbers if any call does, None if that cannot be told.
+
+        It can for a function, or a class whose call is its only method, if all that is passed to it, or might be, are
+        arrays and flags: as it is called here, with every flag up, and with every flag down.
+        """
+        signature = self.signature(None)
+        if self.core or self.framework == "flax.nnx" or signature is None or self._other_methods():
+            return None
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        flags = []
+        for name, parameter in signature.parameters.items():
+            leaves = [leaf for leaf in jax.tree.leaves(bound.arguments[name]) if not hasattr(leaf, "shape")]
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or not all(
+                isinstance(leaf, bool) for leaf in leaves
+            ):
+                return None
+            if name in _TRAINING or isinstance(bound.arguments[name], bool):
+                flags += [] if self._fixed(name) else [name]
+            elif leaves:
+                return None
+        calls = [bound]
+        for up in (True, False) if flags else ():
+            calls.append(signature.bind(*args, **kwargs))
+            calls[-1].apply_defaults()
+            calls[-1].arguments.update(dict.fromkeys(flags, up))
+        return calls
+
+    def _other_methods(self) -> bool:
+        part: Any = type(self.module._linen) if self.framework == "flax.linen" else _innermost(self.part)
+        if not isinstance(part, type):
+            return hasattr(part, "apply") and not hasattr(part.apply, "_original_fn")
+        known = {"setup", *getattr(part, "__dataclass_fields__", ())}
+        for base in part.__mro__:
+            if base.__name__ == "Module" and base.__module__.startswith(str(self.framework)):
+                known.update(dir(base))
+        return any(callable(getattr(part, n)) for n in dir(part) if not n.startswith("_") and n not in known)
+
     def _fixed(self, name: str) -> bool:
         """Whether a Linen module has this as a field that is set: it refuses to be told twice."""
         linen = getattr(self.module, "_linen", None) if self.framework == "flax.linen" else None

@@ -11,13 +11,12 @@ from typing import Any
 
 from flax import nnx
 
+from bridges._nnx._lean import OWN, Lean
 from bridges.core._errors import CollisionError, MissingEntryError, hint
 from bridges.core._flat import SEPARATOR
 
-_OWN = "_pytree__"
 
-
-class Namespace(nnx.Pytree):
+class Namespace(Lean):
     """A tree of Variables by name: `variables['params']['mlp']['~']['linear_0']['w']`.
 
     `variables['params/mlp/~/linear_0/w']` is the same. Segments are as they stand in paths of a `State`: `/` and `%` in a
@@ -42,7 +41,7 @@ class Namespace(nnx.Pytree):
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return (_name(key) for key in vars(self) if not key.startswith(_OWN))
+        return (_name(key) for key in vars(self) if not key.startswith(OWN))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -52,7 +51,7 @@ def variables_in(space: Namespace, prefix: str = "") -> dict[str, nnx.Variable]:
     """Returns the Variables of a namespace by path, sorted by name."""
     found: dict[str, nnx.Variable] = {}
     for key, value in vars(space).items():
-        if key.startswith(_OWN):
+        if key.startswith(OWN):
             continue
         path = prefix + _name(key)
         if isinstance(value, Namespace):
@@ -88,7 +87,7 @@ def _absent(path: str, space: Namespace) -> Any:
 
 def _attribute(name: str) -> str:
     """Returns the attribute for a name; a trailing `%` can be in no name, where it is escaped."""
-    return name + "%" if hasattr(Namespace, name) or name.startswith(_OWN) or name == "set_view" else name
+    return name + "%" if hasattr(Namespace, name) or name.startswith(OWN) or name == "set_view" else name
 
 
 def _name(attribute: str) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bridges._nnx._host import Host
 from bridges._nnx._kinds import kind_of, made
+from bridges._nnx._lean import Lean
 from bridges._nnx._maker import as_rngs
 from bridges._nnx._namespace import Namespace, place, variables_in
 from bridges._nnx._streams import NextKeys
@@ -34,10 +36,11 @@ from bridges.core._errors import (
 from bridges.core._frame import Frame, enter
 from bridges.core._kind import is_transient, kind_type
 from bridges.core._pure import init
+from bridges.core._rng import Streams
 from bridges.core._spec import abstract
 
 
-class ToNNX(nnx.Module):
+class ToNNX(Lean, nnx.Module):
     """A part of any framework as an NNX module.
 
     `lazy_init(*inputs)` makes the Variables. They stand at `model.variables['<collection>']['<native>']['<path>']`: for
@@ -61,12 +64,13 @@ class ToNNX(nnx.Module):
         a `bridges.Module`, or a class of such. `functools.partial` of these classes.
       *args: Arguments of a class.
       rngs: Random streams: `nnx.Rngs`, which are forked; an integer, a key, or a dictionary of these by stream. A stream
-        advances when a call draws from it. None where nothing draws.
+        advances when a call draws from it. Where no call of the part draws, as far as `lazy_init` can see by calls with
+        its flags up and down, they are not kept, as a native layer keeps none.
       **kwargs: Arguments of a class.
 
     Attributes:
       variables: The Variables, by name.
-      rngs: The random streams, or None.
+      rngs: The random streams, or None. Another `nnx.Rngs` may be assigned.
       part: What is wrapped.
       deterministic, use_running_average: What `train()` and `eval()` set; None at first, and nothing is passed.
 
@@ -86,10 +90,13 @@ class ToNNX(nnx.Module):
     4
     """
 
+    _lean_data = frozenset({"rngs"})
+
     def __init__(self, part: Any, /, *args: Any, rngs: Any = None, **kwargs: Any):
         self.host = Host(part, args, kwargs)
         self.variables = Namespace()
-        self.rngs = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
+        streams = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
+        self.rngs = nnx.data(streams)
         self.deterministic: bool | None = None
         self.use_running_average: bool | None = None
 
@@ -141,6 +148,8 @@ class ToNNX(nnx.Module):
         for path in new.keys() - state.keys():
             place(self.variables, self.host.outer(path), made(new[path], new.kind(path)))
         self._learn(new)
+        if streams is not None and method is None and not self._draws(args, kwargs):
+            self.rngs = nnx.data(None)
         return self
 
     def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
@@ -214,6 +223,34 @@ class ToNNX(nnx.Module):
             streams.advance()
         return out
 
+    def _draws(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether some call may draw random numbers; found out in abstract."""
+        try:
+            for call in self.host.variants(args, kwargs) or ():
+                leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
+                arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
+                drawn: list[bool] = []
+
+                def run(
+                    arrays: dict[int, Any],
+                    state: State,
+                    leaves: list[Any] = leaves,
+                    treedef: Any = treedef,
+                    drawn: list[bool] = drawn,
+                ) -> None:
+                    args, kwargs = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+                    ctx = Context(state, streams=Streams.of(0), root=self.host.module)
+                    with enter(Frame(ctx, None)):
+                        self.host.call(None, args, kwargs)
+                    drawn.append(ctx.streams is None or ctx.streams.drawn)
+
+                jax.eval_shape(run, arrays, self._entries())
+                if drawn[-1]:
+                    return True
+            return self.host.variants(args, kwargs) is None
+        except Exception:  # A call that cannot be made this way says nothing.
+            return True
+
     def _modes(self) -> dict[str, bool | None]:
         return {"deterministic": self.deterministic, "use_running_average": self.use_running_average}
 
@@ -257,7 +294,10 @@ def _fixed(variable: nnx.Variable) -> bool:
 
 
 def _noted(err: SeedError) -> None:
-    err.add_note("This module has no random streams: make it with ToNNX(part, rngs=nnx.Rngs(0)).")
+    err.add_note(
+        "This module has no random streams: make it with ToNNX(part, rngs=nnx.Rngs(0)). lazy_init keeps them where it sees"
+        " that a call may draw; where it could not see it, give the module new ones: model.rngs = nnx.Rngs(0)."
+    )
 
 
 def _initialising(module: nnx.Module) -> bool:

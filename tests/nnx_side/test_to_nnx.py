@@ -237,6 +237,40 @@ def test_a_stream_advances_only_when_something_draws():
     assert "random" not in str(jax.make_jaxpr(lambda s: nnx.merge(nnx.graphdef(model), s)(X))(nnx.state(model)))
 
 
+def test_streams_are_kept_where_a_call_may_draw():
+    def dropping(x, is_training):
+        return hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
+
+    class Rated(nn.Module):
+        @nn.compact
+        def __call__(self, x, rate=0.0):
+            return nn.Dropout(rate, deterministic=False)(nn.Dense(2)(x))
+
+    for part in (nn.Dense(2), mlp, functools.partial(nnx.Linear, 3, 2)):
+        assert ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(X).rngs is None or part.__class__ is functools.partial
+    for part in (Net(), Coder(), nn.Embed(3, 4), Rated(), nn.Dropout(0.5)):
+        x = jnp.zeros(2, jnp.int32) if isinstance(part, nn.Embed) else X
+        given = {"deterministic": True} if isinstance(part, nn.Dropout) else {}
+        assert ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(x, **given).rngs is not None, part
+    assert ToNNX(dropping, rngs=nnx.Rngs(0)).lazy_init(X, is_training=False).rngs is not None
+    model = ToNNX(mlp, rngs=nnx.Rngs(0)).lazy_init(X)
+    model.rngs = nnx.Rngs(3)
+    assert model(X).shape == nnx.merge(*nnx.split(model))(X).shape
+
+
+def test_a_graph_holds_nothing_but_what_a_module_holds():
+    model = ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(X)
+    graph, tree = nnx.jit(lambda m, x: m(x), graph=True), nnx.jit(lambda m, x: m(x), graph=False)
+    nnx.jit(lambda m: m.variables["params/bias"].set_value(jnp.ones(2)))(model)
+    assert same(graph(model, X), tree(model, X))
+    assert jax.tree.structure(model) == jax.tree.structure(nnx.merge(*nnx.split(model)))
+    assert jax.tree.structure(model) == jax.tree.structure(nnx.clone(model))
+    made = nnx.jit(lambda: ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(X))()
+    made.train()
+    made.variables["params/bias"].set_value(jnp.ones(2))
+    np.testing.assert_allclose(made(X), model(X), rtol=1e-6)
+
+
 def test_haiku_draws_from_the_streams():
     model = ToNNX(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x), rngs=nnx.Rngs(0)).lazy_init(X)
     before = int(model.rngs.default.count[...])
@@ -417,6 +451,7 @@ def test_a_second_lazy_init_makes_only_what_is_missing():
     model = randomised(ToNNX(batch_net, rngs=nnx.Rngs(0)).lazy_init(X))
     before = values(model)
     nnx.pop(model, lambda path, value: path[-1] == "w" and "linear_1" in path)
+    model.rngs = nnx.Rngs(1)
     model.lazy_init(X)
     after = values(model)
     assert after.keys() == before.keys()
@@ -539,6 +574,8 @@ def test_train_and_eval_reach_the_layers_own_argument():
     both.train()
     a.lazy_init(X)
     b.lazy_init(X)
+    a(X)
+    b(X)
     assert seen == {"is_training": True, "deterministic": False, "use_running_average": False, "train": True}
     both.eval()
     a(X)
