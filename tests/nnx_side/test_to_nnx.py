@@ -18,6 +18,7 @@ import bridges as br
 from bridges import nnx_adapter
 from bridges._nnx._kinds import kind_of, made, variable_type
 from bridges._nnx._to_nnx import ToNNX
+from tests.hlo import compiled, opcodes
 from tests.nnx_side.models import inputs, randomised, same
 
 X = inputs(4, 3)
@@ -926,3 +927,50 @@ def test_what_cannot_be_hosted():
         ToNNX(3)
     with pytest.raises(br.MissingEntryError, match=r"no Variable 'params/kernal'.*params/kernel"):
         ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(X).variables["params/kernal"]
+
+
+# The compiled program ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["haiku", "linen"])
+def test_the_training_step_is_native(part):
+    """Opcode by opcode, as plain JAX around the framework's own `apply`."""
+    module = {"haiku": batch_net, "linen": Net()}[part]
+    model = randomised(ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(X))
+    nnx.pop(model, nnx.Intermediate)
+    model.rngs = nnx.data(None)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    entries = br.State(values(model))
+    if part == "haiku":
+        native = hk.transform_with_state(batch_net)
+        weights, stats = br.haiku_adapter.unflatten(entries)
+
+        def apply(weights, stats):
+            return native.apply(weights, stats, None, X)
+    else:
+        variables = br.linen_adapter.unflatten(entries)
+        weights, stats = variables["params"], {"batch_stats": variables["batch_stats"]}
+
+        def apply(weights, stats):
+            return module.apply({"params": weights, **stats}, X), stats
+
+    def step(apply):
+        def run(params, rest):
+            def loss(params):
+                out, new = apply(params, rest)
+                return (out**2).mean(), new
+
+            (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), new, value
+
+        return run
+
+    def ours(params, rest):
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        out = model(X)
+        nnx.pop(model, nnx.Intermediate)
+        return out, nnx.state(model, nnx.Not(nnx.Param))
+
+    one, two = compiled(step(ours), params, rest), compiled(step(apply), weights, stats)
+    assert opcodes(one) == opcodes(two)
+    assert same(one(params, rest)[2], two(weights, stats)[2])
