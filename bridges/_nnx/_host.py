@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from bridges._nnx._leaves import collection_of
 from bridges.core import Module
 from bridges.core._errors import FieldError, UnsupportedError, describe
 from bridges.core._flat import SEPARATOR, under
@@ -107,6 +108,14 @@ class Host:
         if self.core:
             return path
         return path[len(ROOT) + 1 :] if under(path, ROOT) else f"{OUTSIDE}{SEPARATOR}{path}"
+
+    @property
+    def types(self) -> dict[str, type]:
+        """The Variable types that an NNX part uses itself, by collection; empty for all others."""
+        if self.framework != "flax.nnx":
+            return {}
+        leaves = self.module._memory.base()[0].leaves
+        return {collection_of(leaf.type): leaf.type for leaf in leaves if leaf.type is not None}
 
     # Calls -----------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ those that the Variable has, which NNX changes when it stacks or splits it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -28,8 +29,12 @@ _NAMED: dict[str, type[nnx.Variable]] = {"RngKey": nnx.RngKey, "RngCount": nnx.R
 _SHARDING = ("out_sharding", "sharding_rules", "mesh")
 
 
-def variable_type(kind: Kind) -> type[nnx.Variable]:
+def variable_type(kind: Kind, known: Mapping[str, type[nnx.Variable]] | None = None) -> type[nnx.Variable]:
     """Returns the NNX Variable type of a kind, for filters.
+
+    Args:
+      kind: A kind.
+      known: Types by collection that come before those that Flax knows: those that an NNX part uses itself.
 
     A kind of the user's own has a type of its name; a collection that has no kind has the type that Flax registers
     for its name, `nnx.variable_type_from_name(collection)`.
@@ -44,7 +49,8 @@ def variable_type(kind: Kind) -> type[nnx.Variable]:
     base = _TYPES[cls]
     if collection is None:
         return base
-    found = _NAMED.get(collection) or nnx.variable_type_from_name(collection, base=base, allow_register=True)
+    found = (known or {}).get(collection) or _NAMED.get(collection)
+    found = found or nnx.variable_type_from_name(collection, base=base, allow_register=True)
     return found if issubclass(found, base) else _named(collection, base)
 
 
@@ -59,11 +65,11 @@ def _named(collection: str, base: type[nnx.Variable]) -> type[nnx.Variable]:
     return type(collection, (base,), {"__slots__": ()})
 
 
-def made(value: Any, kind: Kind) -> nnx.Variable:
+def made(value: Any, kind: Kind, known: Mapping[str, type[nnx.Variable]] | None = None) -> nnx.Variable:
     """Returns a new Variable of this kind.
 
     What Linen says of an entry's axes (`nn.with_partitioning`) becomes `out_sharding`, as NNX has it; it is a note, and
-    places nothing.
+    places nothing. `known` is as for `variable_type`.
     """
     metadata = {} if isinstance(kind, type) else kind.metadata
     metadata.pop("collection", None)
@@ -74,7 +80,7 @@ def made(value: Any, kind: Kind) -> nnx.Variable:
         metadata["linen_meta_type"] = type(box.empty)
     if "out_sharding" in metadata:
         metadata["eager_sharding"] = False
-    return variable_type(kind)(value, **metadata)
+    return variable_type(kind, known)(value, **metadata)
 
 
 def kind_of(variable: nnx.Variable) -> Kind:

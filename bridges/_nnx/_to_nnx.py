@@ -146,7 +146,7 @@ class ToNNX(Lean, nnx.Module):
             new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
             streams.advance_all()
         for path in new.keys() - state.keys():
-            place(self.variables, self.host.outer(path), made(new[path], new.kind(path)))
+            place(self.variables, self.host.outer(path), made(new[path], new.kind(path), self.host.types))
         self._learn(new)
         if streams is not None and method is None and not self._draws(args, kwargs):
             self.rngs = nnx.data(None)
@@ -218,7 +218,7 @@ class ToNNX(Lean, nnx.Module):
         for path in ctx.created:
             kind = ctx.kind(path)
             assert kind is not None
-            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind))
+            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind, self.host.types))
         if streams is not None:
             streams.advance()
         return out

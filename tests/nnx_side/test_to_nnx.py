@@ -864,6 +864,23 @@ def test_orbax(part, tmp_path):
         assert same(nnx.merge(nnx.graphdef(model), like, keys)(X), want)
 
 
+def test_orbax_restores_an_nnx_state_strictly(tmp_path):
+    import orbax.checkpoint as ocp
+
+    model = randomised(ToNNX(batch_net, rngs=nnx.Rngs(0)).lazy_init(X))
+    model(X)
+    graphdef, like = nnx.split(nnx.eval_shape(lambda: ToNNX(batch_net, rngs=nnx.Rngs(1)).lazy_init(X)))
+    other = nnx.state(nnx.eval_shape(lambda: ToNNX(mlp, rngs=nnx.Rngs(1)).lazy_init(X)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(model))
+        checkpointer.wait_until_finished()
+        restored = nnx.merge(graphdef, checkpointer.restore(tmp_path / "state", like))
+        with pytest.raises(ValueError):
+            checkpointer.restore(tmp_path / "state", other)
+    assert same(values(restored), values(model))
+    assert same(restored(X), model(X))
+
+
 def test_equal_parts_have_one_structure():
     one, two = (ToNNX(nn.Dense(2), rngs=nnx.Rngs(i)).lazy_init(X) for i in range(2))
     mean = jax.tree.map(lambda a, b: a, one, two)
@@ -901,6 +918,22 @@ def test_core_part():
 )
 def test_kinds_come_back(kind):
     assert kind_of(made(jnp.ones(2), kind)) == kind
+
+
+def test_variable_types_of_nnx_parts():
+    class Count(nnx.Variable): ...
+
+    class Counting(nnx.Module):
+        def __init__(self, rngs):
+            self.count, self.linear = Count(jnp.zeros((), jnp.int32)), nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            self.count[...] += 1
+            return self.linear(x)
+
+    model = ToNNX(Counting, rngs=nnx.Rngs(0)).lazy_init(X)
+    model(X)
+    assert [int(v) for v in values(model, Count).values()] == [1]
 
 
 def test_caches():
