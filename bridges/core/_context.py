@@ -26,7 +26,7 @@ from bridges.core._errors import (
 )
 from bridges.core._flat import SEPARATOR
 from bridges.core._frame import current_frame
-from bridges.core._jaxpr import trace_state
+from bridges.core._jaxpr import running_transformation, trace_state
 from bridges.core._kind import Kind, default_kind, is_transient, kind_type
 from bridges.core._leaf import as_leaf, fitted
 from bridges.core._rng import Streams
@@ -278,8 +278,10 @@ class Context:
     def check_trace(self, action: str) -> None:
         """Raises a `LeakError` if another JAX trace runs than the one this context belongs to."""
         if trace_state() != self._trace:
+            name = running_transformation()
+            instead = f"use bridges.{name}, the lifted function," if name else "use the lifted function of bridges"
             raise LeakError(
-                f"tl;dr: use the lifted function of bridges in place of JAX's own.\nReason: you tried to {action} inside"
+                f"tl;dr: {instead} in place of JAX's own.\nReason: you tried to {action} inside"
                 " a function that a plain JAX transformation (jax.jit, jax.grad, jax.lax.scan, jax.vmap, …) runs within"
                 " a pure function. The value would belong to that inner trace and leak out of it, and with cached or"
                 " repeated traces the effect would be lost.\nRemedy: bridges.jit, grad, value_and_grad, scan, cond,"

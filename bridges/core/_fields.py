@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bridges.core._errors import FieldError, hint
+from bridges.core._errors import FieldError, NamingError, hint
 
 REQUIRED = object()
+
+_API = ("name", "path", "get", "put", "getm", "putm")
 
 
 class Field:
@@ -56,11 +58,16 @@ def collect(cls: type) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for base in reversed(cls.__mro__[1:]):
         fields.update(vars(base).get("_own_fields", {}))
+    if taken := [name for name in _API if name in vars(cls)]:
+        raise NamingError(
+            f"{cls.__name__} defines {taken[0]!r}, which is every module's own: what bridges.Module does under that name"
+            " would be gone. Choose another name."
+        )
     own: dict[str, Field] = {}
     for name, annotation in inspect.get_annotations(cls).items():
         if "ClassVar" in (annotation if isinstance(annotation, str) else repr(annotation)):
             continue
-        if name in ("name", "path", "get", "put", "getm", "putm"):
+        if name in _API:
             raise FieldError(f"{cls.__name__}: {name!r} is every module's own and cannot be a hyperparameter.")
         own[name] = Field(name, vars(cls).get(name, REQUIRED), annotation, cls)
     for name, value in list(vars(cls).items()):

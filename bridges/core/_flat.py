@@ -155,7 +155,8 @@ def unflatten(flat: Mapping[str, Any], like: Any, is_leaf: Callable[[Any], bool]
 def check_shapes(items: Iterable[tuple[str, Any, Any]]) -> None:
     """Raises an `EntryShapeError` that lists every (path, value, wanted) whose shapes are known and differ."""
     wrong = [
-        f"{path!r}: got {describe(value)}, wanted {describe(want)}"
+        f"{path!r}: got {describe(value)}, wanted {describe(want)}; the shape {tuple(value.shape)} against"
+        f" {tuple(want.shape)}"
         for path, value, want in items
         if hasattr(value, "shape") and hasattr(want, "shape") and tuple(value.shape) != tuple(want.shape)
     ]

@@ -21,6 +21,20 @@ def trace_state() -> Any:
     return jex.get_opaque_trace_state()
 
 
+_LIFTED = {
+    "jit": "jit", "pjit": "jit", "scan": "scan", "cond": "cond", "switch": "switch", "while_body": "while_loop",
+    "while_cond": "while_loop", "fori_loop": "fori_loop", "checkpoint / remat": "checkpoint", "LinearizeTrace": "grad",
+    "JVPTrace": "grad", "BatchTrace": "vmap",
+}  # fmt: skip
+
+
+def running_transformation() -> str:
+    """Returns which lifted function takes the place of the JAX transformation that runs now; empty if it has none."""
+    current = jex.find_top_trace(())
+    traced = getattr(getattr(getattr(current, "frame", None), "debug_info", None), "traced_for", "")
+    return _LIFTED.get(traced) or _LIFTED.get(type(current).__name__, "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Traced:
     """A function traced once to a jaxpr.

@@ -24,10 +24,12 @@ def as_leaf(path: str, value: Any) -> Any:
 
 
 def fitted(path: str, value: Any, existing: Any) -> Any:
+    """Returns the value in the dtype of the existing one; an `EntryShapeError` where shape or sort of number differ."""
     if tuple(value.shape) != tuple(existing.shape):
         raise EntryShapeError(
-            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}. Shapes are fixed"
-            " when an entry is created: write a value of that shape, or initialise the state anew."
+            f"The state entry {path!r} is {describe(existing)} and was written with {describe(value)}: the shape"
+            f" {tuple(existing.shape)} against {tuple(value.shape)}. Shapes are fixed when an entry is created: write a"
+            " value of that shape, or initialise the state anew."
         )
     if value.dtype == existing.dtype:
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -279,10 +280,10 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
         static = Static(*sorted({**fixed, **(flags or {})}.items())) if fixed or flags else _NO_FLAGS
         known = state if isinstance(state, State) else State(_checked(state))
         drawn = {} if seed is None else {"seed": seed}
-        try:
-            changes, out = compiled(static, known, *args, **drawn, **kwargs)
-        except (CreateError, MissingEntryError):
-            changes = None
+        changes = None
+        if known:  # An empty state is initialised at once: the attempt to run over it would be in vain.
+            with contextlib.suppress(CreateError, MissingEntryError):
+                changes, out = compiled(static, known, *args, **drawn, **kwargs)
         if changes is None:
             known = init(fn)(known, *args, seed=seed, flags=flags, **kwargs)
             changes, out = compiled(static, known, *args, **drawn, **kwargs)

@@ -42,7 +42,7 @@ def resolve(ctx: Context, targets: Targets) -> State:
 def trainable(ctx: Context, targets: Targets) -> State:
     """Returns what `resolve` does, less every entry named exactly that is no floating `Param`: what optimizers update."""
     exact, below = _named(ctx, targets)
-    return _entries(ctx, [*(path for path in exact if _is_param(ctx, path)), *below])
+    return _entries(ctx, [*(path for path in exact if _is_declared_param(ctx, path)), *below])
 
 
 def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
@@ -59,7 +59,7 @@ def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
             continue
         prefix = target.path if isinstance(target, Module) else target
         names = [f"{prefix}{SEPARATOR}{name}" for name in ctx.under(prefix)]
-        params = [path for path in names if _is_param(ctx, path)]
+        params = [path for path in names if _is_declared_param(ctx, path)]
         if not params:
             shown = f"The module {target!r}" if isinstance(target, Module) else repr(target)
             found = f"has {len(names)} entries and none of them is a Param" if names else "has no entries"
@@ -76,8 +76,9 @@ def _entries(ctx: Context, paths: list[str]) -> State:
     return State({path: ctx.read(path) for path in paths}, kinds)
 
 
-def _is_param(ctx: Context, path: str) -> bool:
-    return issubclass(kind_type(ctx.kind(path) or Variable), Param) and _has_gradient(ctx.read(path))
+def _is_declared_param(ctx: Context, path: str) -> bool:
+    """Whether an entry is a floating `Param`; one that no code has declared is none: what runs here does not read it."""
+    return issubclass(kind_type(ctx.declared(path) or Variable), Param) and _has_gradient(ctx.read(path))
 
 
 def kept(targets: Targets) -> Targets:

@@ -201,3 +201,27 @@ def test_keyword_arguments_and_integer_arguments():
 def test_a_loss_that_is_no_scalar_is_an_error_of_jax():
     with pytest.raises(TypeError, match="scalar"):
         br.pure(lambda: br.grad(lambda: br.get("w", jnp.ones, 2), "w")())({"w": jnp.ones(2)})
+
+
+def test_what_the_loss_does_not_read_is_no_target_over_a_plain_dictionary():
+    class Unused(br.Module):
+        def __call__(self, x):
+            return x * self.get("mean", jnp.ones, (), kind=br.BatchStat)
+
+    class Net(br.Module):
+        def __init__(self):
+            self.unused = Unused()
+
+        def loss(self, x):
+            return x * self.get("w", jnp.ones, ())
+
+        def both(self, x):
+            return self.unused(x) + self.loss(x)
+
+        def step(self, x):
+            return br.grad(self.loss, self)(x)
+
+    net = Net()
+    state = br.init(net.both)({}, 2.0)
+    _, (_, params, _) = br.pure(net.step)(dict(state), 2.0)
+    assert list(params) == ["net/w"]

@@ -41,6 +41,9 @@ PLAIN = {
     "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
     "make_jaxpr": lambda f, x: jax.make_jaxpr(f)(x),
 }
+# Which lifted function the error names; where it is called otherwise than the plain one, and "" where there is none.
+INSTEAD = {"value_and_grad": "grad", "jvp": "grad", "while": "while_loop", "fori": "fori_loop", "map": "scan",
+           "eval_shape": "", "make_jaxpr": ""}  # fmt: skip
 LIFTED = {
     "jit": lambda f, x: br.jit(f)(x),
     "grad": lambda f, x: br.value_and_grad(f)(x)[0],
@@ -71,8 +74,10 @@ def test_an_effect_under_a_plain_transformation_is_refused(name, effect, outer):
     net = Net()
     run = br.pure(lambda x: PLAIN[name](getattr(net, effect), x))
     run = jax.jit(run, static_argnames="create") if outer == "jit" else run
-    with pytest.raises(br.LeakError, match=r"(?s)'net.*plain JAX transformation.*Remedy: bridges\.jit, grad"):
+    with pytest.raises(br.LeakError, match=r"(?s)'net.*plain JAX transformation.*Remedy: bridges\.jit, grad") as caught:
         run(STATE, X, seed=0, create=True)
+    instead = INSTEAD.get(name, name)
+    assert f"use bridges.{instead}, the lifted function," in str(caught.value) or instead == ""
 
 
 @pytest.mark.parametrize("outer", ["eager", "jit"])

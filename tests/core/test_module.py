@@ -629,3 +629,9 @@ def test_checkpoint_may_decorate_a_method():
     gradient = jax.grad(lambda s: br.pure(block)(s, jnp.float32(0.5))[1])(state)
     np.testing.assert_allclose(gradient["block/w"], 0.5 * np.cos(0.5), rtol=1e-6)
     assert "prevent_cse" in str(jax.make_jaxpr(lambda s: br.pure(block)(s, jnp.float32(0.5))[1])(state))
+
+
+@pytest.mark.parametrize("name", ["path", "name", "get", "put"])
+def test_a_method_may_not_take_a_name_of_the_base_class(name):
+    with pytest.raises(br.NamingError, match=f"defines '{name}'"):
+        type("Net", (br.Module,), {name: lambda self: None})
