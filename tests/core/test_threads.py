@@ -49,7 +49,7 @@ def expected(depth):
     return sorted(state), br.pure(net)(state, X, seed=depth)[1]
 
 
-def test_two_threads_that_trace_different_models():
+def test_peers_two_threads_that_trace_different_models():
     wanted = {depth: expected(depth) for depth in (1, 2)}
     barrier = threading.Barrier(2)
 

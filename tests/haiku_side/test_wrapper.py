@@ -55,7 +55,7 @@ def forbidden(*_):
     ],
     ids=["mlp", "resnet", "transformer"],
 )
-def test_haiku_module_whose_names_hold_tilde(make, f, x):
+def test_peers_haiku_module_whose_names_hold_tilde(make, f, x):
     args = (x, True) if x is IMAGES else (x,)
     net = make()
     want = jax.eval_shape(lambda: hk.transform_with_state(f).init(0, x))
@@ -66,7 +66,7 @@ def test_haiku_module_whose_names_hold_tilde(make, f, x):
 
 @pytest.mark.parametrize("seed", [3, jax.random.PRNGKey(3), jax.random.key(3)], ids=["int", "old", "typed"])
 @pytest.mark.parametrize("f", [norm, drop, transformer], ids=lambda f: f.__name__)
-def test_init_of_a_wrapper_gives_exactly_the_native_init_values(f, seed):
+def test_peers_init_of_a_wrapper_gives_exactly_the_native_init_values(f, seed):
     x = IMAGES[0] if f is transformer else X
     state = br.init(HaikuModule(f))({}, x, seed=seed)
     assert same(state, below(f.__name__, *hk.transform_with_state(f).init(seed, x)))
@@ -87,7 +87,7 @@ def test_init_values_of_a_part_depend_on_its_path_only():
     assert same({p: two[p] for p in one}, one)
 
 
-def test_haiku_state_is_written_back():
+def test_peers_haiku_state_is_written_back():
     net = HaikuModule(norm)
     state = randomise(br.init(net)({}, X, seed=0))
     f = hk.transform_with_state(norm)
@@ -111,7 +111,7 @@ def test_kinds_of_entries():
 
 
 @pytest.mark.parametrize("with_state", [True, False])
-def test_multi_transform(with_state):
+def test_peers_multi_transform(with_state):
     def multi():
         encoder, decoder = hk.Linear(2, name="encoder"), hk.Linear(6, name="decoder")
         return lambda x: decoder(encoder(x)), {"encode": encoder, "decode": decoder}
@@ -146,7 +146,7 @@ def test_multi_transform_of_a_tuple_is_reached_by_index():
     assert br.pure(net)(state, X, method="0")[1].shape == (4, 2)
 
 
-def test_several_methods_of_one_class():
+def test_peers_several_methods_of_one_class():
     net = HaikuModule(Autoencoder, 3, name="net")
     state = br.init(net)({}, X, seed=0)
     f = hk.transform(lambda x: Autoencoder(3)(x))
@@ -165,7 +165,7 @@ def test_several_methods_of_one_class():
     assert same(br.pure(net)(state, X, method="encode")[1], z)
 
 
-def test_init_by_one_method_then_call_another():
+def test_peers_init_by_one_method_then_call_another():
     net = HaikuModule(Autoencoder, 3, name="net")
     encode = hk.transform(lambda x: Autoencoder(3).encode(x))
     first = br.init(net.encode)({}, X, seed=5)
@@ -219,7 +219,7 @@ def test_the_wrappers_own_names_win():
 
 @pytest.mark.parametrize("transform", [hk.transform, hk.transform_with_state])
 @pytest.mark.parametrize("without_rng", [False, True])
-def test_an_already_transformed_haiku_function(transform, without_rng):
+def test_peers_an_already_transformed_haiku_function(transform, without_rng):
     f = lambda x: hk.Linear(3)(x)  # noqa: E731
     part = transform(f)
     part = hk.without_apply_rng(part) if without_rng else part
@@ -247,7 +247,7 @@ def test_a_pair_of_functions_made_by_hand():
         br.pure(net)(state, X)
 
 
-def test_deterministic_haiku_net_without_a_seed():
+def test_peers_deterministic_haiku_net_without_a_seed():
     net = HaikuModule(transformer)
     x = IMAGES[0]
     state = br.init(net)({}, x, seed=0)
@@ -289,7 +289,7 @@ def test_maybe_next_rng_key_sees_a_seed_that_was_given():
     assert same(br.pure(net)({}, X, seed=1)[1], hk.transform(f).apply({}, jax.random.key(1), X))
 
 
-def test_fresh_wrapper_over_loaded_state_traces_no_initialiser_and_needs_no_seed():
+def test_peers_fresh_wrapper_over_loaded_state_traces_no_initialiser_and_needs_no_seed():
     f = hk.transform_with_state(norm)
     state = below("net", *f.init(0, X))
 
@@ -312,7 +312,7 @@ def test_fresh_wrapper_over_loaded_state_traces_no_initialiser_and_needs_no_seed
 
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "fresh"])
-def test_missing_extra_or_misshapen_entry(is_training, warm):
+def test_peers_missing_extra_or_misshapen_entry(is_training, warm):
     net = HaikuModule(norm, name="net")
     state = br.init(net)({}, X, seed=0) if warm else below("net", *hk.transform_with_state(norm).init(0, X))
 
@@ -362,7 +362,7 @@ def test_an_error_of_the_net_itself_comes_through():
         br.pure(HaikuModule(bad))({}, X)
 
 
-def test_wrapper_in_a_wrapper_in_a_wrapper():
+def test_peers_wrapper_in_a_wrapper_in_a_wrapper():
     class Inner(br.Module):
         def __init__(self):
             self.mlp = HaikuModule(hk.nets.MLP, [3])
@@ -452,7 +452,7 @@ def test_modules_made_inside_of_haiku_code_have_their_effects_once():
         br.pure(net)(state | {"net/other/n": jnp.ones(())}, X)
 
 
-def test_two_threads_tracing_at_once():
+def test_peers_two_threads_tracing_at_once():
     nets = [HaikuModule(norm, name="net"), HaikuModule(hk.nets.MLP, [8, 3], name="net")]
     states = [br.init(net)({}, X, seed=0) for net in nets]
     wants = [br.pure(net)(state, X)[1] for net, state in zip(nets, states, strict=True)]
