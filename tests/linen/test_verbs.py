@@ -29,7 +29,7 @@ def test_spec_is_what_init_makes_and_allocates_nothing():
 
 def test_spec_lists_layers_with_their_hyperparameters():
     found = spec(models.ResNet(), IMAGES, train=True).layers
-    assert found[""].type == "linen.ResNet"
+    assert found[""].type == "tests.linen.models.ResNet"
     assert found["Block_1"].hyperparameters == {"features": 8, "strides": 2}
     norm = found["Block_0/BatchNorm_1"]
     assert norm.type == "linen.BatchNorm"
@@ -156,3 +156,21 @@ def test_all_that_is_wrong_is_listed_at_once():
         apply(nn.Dense(3), state, np.ones((1, 2), np.float32))
     assert "missing 'params/bias' (float32[3])" in str(err.value)
     assert "Did you mean 'params/bais'?" in str(err.value) and "unexpected 'params/bais'" in str(err.value)
+
+
+def test_layers_of_lifted_and_derived_classes_are_those_of_flax():
+    class Mine(nn.Dense):
+        pass
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.remat(nn.Dense)(3)(Mine(4)(nn.jit(nn.Dense)(5)(x)))
+
+    layers = spec(Own(), np.ones((2, 6), np.float32)).layers
+    assert {path: layer.type for path, layer in layers.items() if path} == {
+        "JitDense_0": "linen.Dense",
+        "Mine_0": "linen.Dense",
+        "CheckpointDense_0": "linen.Dense",
+    }
+    assert layers[""].type.endswith("Own") and not layers[""].type.startswith("linen.")

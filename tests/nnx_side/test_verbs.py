@@ -251,3 +251,16 @@ def test_changes_that_a_state_cannot_hold_are_refused():
     with pytest.raises(br.UnsupportedError, match="'params/dense/bias': it is gone"):
         apply(module, flatten(module), method="forget")
     assert module.calls == 0
+
+
+def test_layers_of_derived_classes_are_those_of_flax():
+    class Mine(nnx.Linear):
+        pass
+
+    class Own(nnx.Module):
+        def __init__(self, *, rngs):
+            self.mine = Mine(3, 4, rngs=rngs)
+
+    layers = spec(lambda: Own(rngs=nnx.Rngs(0))).layers
+    assert layers["mine"].type == "nnx.Linear"
+    assert layers[""].type.endswith("Own") and not layers[""].type.startswith("nnx.")
