@@ -102,8 +102,8 @@ def is_leaf(value: Any) -> bool:
 def kind_of(collection: str, sown: bool = False, **metadata: Any) -> Kind:
     """Returns the kind of an entry of a collection; a collection of the user's own is remembered as metadata.
 
-    >>> kind_of('params'), kind_of('losses'), kind_of('losses', sown=True)
-    (<class 'bridges.core._state.Param'>, Variable(collection='losses'), Intermediate(collection='losses'))
+    >>> kind_of('params') is Param, kind_of('losses'), kind_of('losses', sown=True)
+    (True, Variable(collection='losses'), Intermediate(collection='losses'))
     """
     base = Intermediate if sown else KINDS.get(collection, Variable)
     if KINDS.get(collection) is not base:
