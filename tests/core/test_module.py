@@ -273,7 +273,7 @@ def test_a_bad_name_is_refused(name):
 def test_internal_attributes_cannot_be_overwritten():
     class Net(br.Module):
         def __init__(self):
-            self._path = "/tmp/file"
+            self._path = "elsewhere"
 
     with pytest.raises(br.NamingError, match="'_path'"):
         Net()

@@ -55,7 +55,7 @@ def test_peers_two_threads_that_trace_different_models():
 
     def work(depth):
         paths, out = wanted[depth]
-        for _ in range(ROUNDS // 2):
+        for _ in range(ROUNDS):
             barrier.wait(60)
             net = Deep(depth=depth, name=f"net{depth}")
             state = jax.eval_shape(br.init(net), {}, X, seed=0)
