@@ -281,9 +281,8 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
         known = state if isinstance(state, State) else State(_checked(state))
         drawn = {} if seed is None else {"seed": seed}
         changes = None
-        if known:  # An empty state is initialised at once: the attempt to run over it would be in vain.
-            with contextlib.suppress(CreateError, MissingEntryError):
-                changes, out = compiled(static, known, *args, **drawn, **kwargs)
+        with contextlib.suppress(CreateError, MissingEntryError):
+            changes, out = compiled(static, known, *args, **drawn, **kwargs)
         if changes is None:
             known = init(fn)(known, *args, seed=seed, flags=flags, **kwargs)
             changes, out = compiled(static, known, *args, **drawn, **kwargs)

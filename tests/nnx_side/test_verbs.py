@@ -54,7 +54,7 @@ def test_spec_lets_inputs_pass_as_the_other_adapters_take_them():
 def test_layers_and_their_hyperparameters():
     layers = spec(models.ConvNet).layers
     assert list(layers) == ["", "conv", "drop", "head", "norm"]
-    assert layers[""] == br.Layer("nnx.ConvNet", {})
+    assert layers[""] == br.Layer("tests.nnx_side.models.ConvNet", {})
     assert layers["norm"].type == "nnx.BatchNorm" and layers["conv"].type == "nnx.Conv"
     wanted = {"epsilon": 1e-5, "momentum": 0.99, "use_running_average": False, "param_dtype": "float32", "dtype": None}
     assert wanted.items() <= layers["norm"].hyperparameters.items()
