@@ -245,11 +245,8 @@ def arrays_abstract(args: Args) -> tuple[list[jax.ShapeDtypeStruct], Callable[[l
     """Returns the arrays of a call's arguments as shapes, and what puts arrays in their place."""
     found, tree = jax.tree.flatten(args)
     is_array = [hasattr(x, "shape") and hasattr(x, "dtype") for x in found]
-    shapes = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
-        for x, array in zip(found, is_array, strict=True)
-        if array
-    ]
+    # JAX says what its dtype is: an int64 of NumPy is an int32 to it.
+    shapes = jax.eval_shape(lambda arrays: arrays, [x for x, array in zip(found, is_array, strict=True) if array])
 
     def fill(arrays: list[Any]) -> Args:
         given = iter(arrays)

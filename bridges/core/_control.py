@@ -193,7 +193,7 @@ def scan(
     if outer.create:
         at = count - 1 if reverse else 0
         body.prepare(init, jax.tree.map(lambda x: x[at] if count else jnp.zeros(x.shape[1:], x.dtype), xs))
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(lambda x: x, xs))
 
     def carry_of(step: _Step) -> Any:
         if not isinstance(step.out, (tuple, list)) or len(step.out) != 2:

@@ -453,3 +453,8 @@ def test_a_recorded_value_follows_the_shape_of_the_call():
     np.testing.assert_array_equal(new["recorder/seen"], np.ones(3))
     new, _ = br.pure(br.vmap(net))(state, jnp.arange(4.0))
     np.testing.assert_array_equal(new["recorder/seen"], np.arange(4.0))
+
+
+def test_scan_takes_64_bit_numpy_arrays_without_a_warning():
+    total = br.pure(lambda xs: br.scan(lambda c, x: (c + x, None), jnp.int32(0), xs)[0])({}, np.arange(4))[1]
+    assert total == 6
