@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,7 +48,14 @@ class _Match:
 
 def make_plan(mapping: Mapping, src: Spec, dst: Spec) -> Plan:
     """Returns the plan; see `Mapping.plan`."""
-    return _Planner(mapping, src, dst).plan()
+    # A plan is many small objects that all stay: the collector would go through them again and again, and find nothing.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _Planner(mapping, src, dst).plan()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Planner:
