@@ -1,1 +1,36 @@
-"""converters: checkpoint files between the frameworks that `bridges` knows, planned before and verified after."""
+"""converters: checkpoint files between the frameworks that `bridges` knows, planned before and verified after.
+
+Names are loaded when they are first used: `import converters` imports neither a framework nor a file format.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converters._errors import CheckpointError as CheckpointError
+    from converters._files import load as load
+    from converters._files import save as save
+
+# Where each public name lives.
+_NAMES: dict[str, str] = {
+    "CheckpointError": "converters._errors",
+    "load": "converters._files",
+    "save": "converters._files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'converters' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])
+
+
+__all__ = [*sorted(_NAMES)]
