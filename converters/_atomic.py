@@ -57,12 +57,10 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
 
 def _exchange(temporary: pathlib.Path, final: pathlib.Path) -> None:
     old = None
-    if (
-        temporary.is_dir() or final.is_dir()
-    ):  # a rename replaces neither a directory that holds something nor a file by one
-        if os.path.lexists(final):
-            old = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.old")
-            os.rename(final, old)
+    # A rename puts neither a directory in the place of a full one, nor a file in that of a directory.
+    if os.path.lexists(final) and (temporary.is_dir() or final.is_dir()):
+        old = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.old")
+        os.rename(final, old)
     try:
         os.replace(temporary, final)
     except BaseException:
