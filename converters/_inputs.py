@@ -71,8 +71,8 @@ def _one(text: str, whole: str, rng: np.random.Generator | None) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as err:
         raise InputError(
-            f"--input {whole}: {text!r} is no input. Write float32[4,8], int32[4,8]<1000, a file x.npz or x.npy, a plain value"
-            " (true, 3, 'text'), or name=… of these."
+            f"--input {whole}: {text!r} is no input. Write float32[4,8], int32[4,8]<1000, a file x.npz or x.npy, a plain"
+            " value (true, 3, 'text'), or name=… of these."
         ) from err
     return value
 
