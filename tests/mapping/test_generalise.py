@@ -48,8 +48,6 @@ def test_what_is_not_meant_is_not_matched():
 
 SEGMENTS = ["a", "a_0", "a_1", "a_2", "b1", "b2", "~", "c{3}", "d_1_2", "01"]
 PATHS = st.lists(st.sampled_from(SEGMENTS), max_size=3).map("/".join)
-    "/".join
-)
 
 
 @hypothesis.given(st.dictionaries(PATHS, PATHS, max_size=8))
