@@ -203,12 +203,17 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
     rest, optimizers = dict(by_role.get("rest", {})), dict(by_role.get("optimizer", {}))
     state = next(iter(by_role.get("state", {}).values()), None)
     if variables is not None and _has_params(variables):
-        params, collections = variables["params"], {**{k: v for k, v in variables.items() if k != "params"}, **collections}
+        params, collections = (
+            variables["params"],
+            {**{k: v for k, v in variables.items() if k != "params"}, **collections},
+        )
         evidence = _evidence(params, {"params", *collections})
     else:
         params = variables if params is None else params
-        bare = fields[0][0] is None or not isinstance(fields[0][0], str) or "params" not in dict.fromkeys(
-            key for key, _, _ in fields
+        bare = (
+            fields[0][0] is None
+            or not isinstance(fields[0][0], str)
+            or "params" not in dict.fromkeys(key for key, _, _ in fields)
         )
         evidence = _evidence(params, set(collections) if bare else {"params", *collections})
     if framework is None or framework == "flat":
