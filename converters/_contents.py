@@ -110,6 +110,12 @@ def contents(tree: Any, framework: str | None = None, part: str | None = None, s
         tree = inner
     if _is_flat(tree):
         return _flat_contents(tree, framework)
+    if framework in (None, "haiku", "flat") and isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+        # Haiku's modules taken apart at their slashes, as formats that name arrays by paths give them back.
+        flat = _flat_contents(_flat.flatten(tree), framework)
+        deep = any(path.count("/") != 2 for path in flat.variables)
+        if framework == "flat" or (flat.framework == "haiku" and deep):
+            return dataclasses.replace(flat, tree=tree)
     fields = _fields(tree)
     if fields is None:
         fields = [(None, "variables", tree)]
@@ -228,11 +234,12 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
     for key, value in list(optimizers.items()):
         if isinstance(value, Mapping) and set(map(str, value)) == {"opt_state", "step"}:  # nnx.Optimizer
             optimizers[key] = value["opt_state"]
-            rest.setdefault("step", value["step"])
+            rest.setdefault("step", _native.unwrapped(value["step"]))
+    twins = dict(by_role.get("twin", {}))
     if values:
         params = _native.unwrapped(params)
         optimizers = {key: _native.unwrapped(value) for key, value in optimizers.items()}
-        rest = {key: _native.unwrapped(value) for key, value in rest.items()}
+        twins = {key: _native.unwrapped(value) for key, value in twins.items()}
     if framework == "haiku" and collections:
         raise CheckpointError(
             f"Beside Haiku's variables there are trees that are not known: {', '.join(map(str, collections))}. Give the"
@@ -240,7 +247,6 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
         )
     keys = tuple((key, role) for key, role, _ in fields) if fields[0][0] is not None else ()
     form = "bare" if not keys else "fields" if isinstance(keys[0][0], str) else "tuple"
-    twins = by_role.get("twin", {})
     return Contents(tree, framework, why, form, keys, entries, params, optimizers, twins, rest, values)
 
 

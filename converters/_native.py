@@ -187,7 +187,7 @@ class _Lacking:
 
 
 def _without_lacking(tree: Any) -> Any:
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     root: dict[Any, Any] = {}
     for keys, leaf in leaves:
         if isinstance(leaf, _Lacking):

@@ -1,0 +1,292 @@
+"""Job: one conversion of a file, planned to the last leaf and not begun.
+
+    job = Job.of('params.pkl', 'model.msgpack', dst_model=model, inputs=(x,))
+    print(job)              # what is in the source, the plan, what goes along, what the target holds
+    job.tree                # the target's native tree, of lazy leaves
+
+Invariant: making a job reads structure only, and creates nothing; every problem that can be known beforehand is raised by
+`Job.of`, in this order: the two places, the source's content, the mapping, the optimizer's state, the target's format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bridges.core import _flat
+from bridges.core._errors import StructureError, UnsupportedError, describe, hint, listing
+from bridges.core._spec import Spec, abstract
+from bridges.core._state import State
+from bridges.mapping._mapping import Mapping as Rules
+from bridges.mapping._plan import Plan
+from bridges.mapping._project import project
+from converters import _native, formats
+from converters._contents import Contents, contents
+from converters._errors import CheckpointError
+from converters._layout import laid_out
+from converters._models import Model
+from converters._stream import Stream, targets
+from converters.formats import Checkpoint, Format, LazyLeaf
+
+_FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
+_NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A conversion that is planned.
+
+    Attributes:
+      source: The opened source.
+      path: Where the target is to be.
+      format: The target's format.
+      framework: The target's framework; empty where only the format changes.
+      contents: What the source holds; None where only the format changes.
+      mapping: The mapping; None where the entries stay what they are.
+      plan: The plan of the variables; None likewise.
+      tree: The target's native tree, of lazy leaves.
+      random: Entries of the target's random state that are written, with the model's own values.
+      notes: What a person should know.
+    """
+
+    source: Checkpoint
+    path: pathlib.Path
+    format: Format
+    framework: str
+    contents: Contents | None
+    mapping: Rules | None
+    plan: Plan | None
+    tree: Any
+    random: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        src: str | os.PathLike[str],
+        dst: str | os.PathLike[str],
+        *,
+        mapping: Rules | None = None,
+        src_model: Any = None,
+        dst_model: Any = None,
+        inputs: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        to: str | None = None,
+        framework: str | None = None,
+        part: str | None = None,
+        src_format: str | None = None,
+        format: str | None = None,
+        overwrite: bool = False,
+    ) -> Job:
+        """Returns the job; the arguments are those of `converters.convert`."""
+        source, path = pathlib.Path(src), pathlib.Path(dst)
+        _check_places(source, path, overwrite)
+        row = formats.target_format(path, format)
+        if to is not None and to not in _FRAMEWORKS:
+            raise UnsupportedError(f"to={to!r} is no framework.{hint(to, _FRAMEWORKS)} There are {list(_FRAMEWORKS)}.")
+        checkpoint = formats.read(source, src_format)
+        given = dict(kwargs or {})
+        dst_spec, dst_framework, model = _spec(dst_model, inputs, given)
+        src_spec, src_framework, _ = _spec(src_model, inputs, given)
+        framework = framework or src_framework
+        if to and dst_framework and to != dst_framework:
+            raise UnsupportedError(f"to={to!r}, and the target's model is of {dst_framework}: leave one of the two out.")
+        to = to or dst_framework
+        if to is None and mapping is None and part is None:
+            tree, found, plan = checkpoint.tree, None, None
+            job = cls(checkpoint, path, row, "", None, None, None, tree)
+        else:
+            found = contents(checkpoint.tree, framework, part, src_spec)
+            if to is None and mapping is not None:
+                raise UnsupportedError(
+                    "A mapping does not say of which framework its target is: name the target's model (--into), or the"
+                    f" framework (--to {', '.join(_FRAMEWORKS)})."
+                )
+            to = to or found.framework
+            rules = _rules(mapping, found, to, dst_spec)
+            if rules is None:
+                job = _kept(checkpoint, path, row, found, to)
+            else:
+                src_spec = _merged(found, src_spec)
+                if dst_spec is None:
+                    made = project(rules, src_spec, to)
+                    dst_spec = Spec(_native.with_kinds(to, made), to)
+                plan = rules.plan(src_spec, dst_spec)
+                job = _planned(checkpoint, path, row, found, rules, plan, to, dst_spec, model)
+        if problems := row.module().problems(job.tree):
+            raise UnsupportedError(f"The format {row.name} cannot hold everything:\n" + listing(problems))
+        return job
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the target's arrays in bytes."""
+        return sum(int(getattr(leaf, "nbytes", 0)) for leaf in jax.tree.leaves(self.tree))
+
+    @property
+    def verdict(self) -> str:
+        """How exact the conversion is; see `Plan.verdict`."""
+        return self.plan.verdict if self.plan is not None else "exact"
+
+    def lines(self) -> Iterator[str]:
+        """Yields what a person reads before it is run."""
+        yield f"{self.source.path} ({self.source.format}) -> {self.path} ({self.format.name})"
+        if self.contents is not None:
+            yield str(self.contents)
+        if self.plan is not None:
+            yield str(self.plan)
+        else:
+            yield "The entries stay as they are: exact"
+        yield from self.notes
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def _check_places(source: pathlib.Path, path: pathlib.Path, overwrite: bool) -> None:
+    if not source.exists():
+        formats.detect(source)  # says so
+    real, there = source.resolve(), path.parent.resolve() / path.name
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is a link that leads nowhere: remove it, or choose another name.")
+    if real == path.resolve():
+        raise CheckpointError(f"{source} and {path} are the same: a conversion never writes over its source.")
+    if real in there.parents:
+        raise CheckpointError(f"{path} lies inside the source {source}: choose a place outside of it.")
+    if path.resolve() in real.parents:
+        raise CheckpointError(f"The source {source} lies inside {path}, which would be replaced: choose another name.")
+    if os.path.lexists(path) and not overwrite:
+        raise CheckpointError(f"{path} exists. Choose another name, or say that it may be overwritten (--overwrite).")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: the directory {path.parent} does not exist. Make it first.")
+
+
+def _spec(model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec | None, str | None, Model | None]:
+    """Returns a model's spec, its framework and the model; a spec is taken as it is."""
+    if model is None:
+        return None, None, None
+    if isinstance(model, Spec):
+        return model, model.framework, None
+    found = Model.of(model)
+    return found.spec(*inputs, **kwargs), "flat" if found.framework == "core" else found.framework, found
+
+
+def _rules(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | None) -> Rules | None:
+    """Returns the mapping: the given one, or the conventions; None where the entries stay what they are."""
+    if mapping is not None:
+        return mapping
+    if dst_spec is None and to in (found.framework, "flat"):
+        return None
+    from bridges.mapping._conventions import conventions, frameworks
+
+    for name in (found.framework, to):
+        if name not in frameworks():
+            raise UnsupportedError(
+                f"There are no conventions between {found.framework} and {to}: give a mapping (--mapping), or say of which"
+                " framework the source is (--framework)."
+            )
+    shipped = conventions(found.framework, to)
+    if dst_spec is not None:
+        return shipped
+    if {found.framework, to} == {"linen", "nnx"}:
+        # NNX modules that were ported, or are bridged, have Linen's names; what is stored otherwise, the rows say.
+        return Rules.of(modules={"{m:module}": "{m:module}"}) | shipped
+    raise UnsupportedError(
+        f"From {found.framework} to {to} modules have other names, which only the target's model tells: name it (--into),"
+        " or give a mapping (--mapping)."
+    )
+
+
+def _merged(found: Contents, spec: Spec | None) -> Spec:
+    """Returns the source's spec: entries of the file, layers of the model.
+
+    Raises:
+      StructureError: The file's entries are not the model's.
+    """
+    have = {path: abstract(leaf) for path, leaf in found.variables.items()}
+    if spec is None:
+        return Spec(State(have, found.variables.declared), found.framework)
+    random = set(_native.random_paths(spec))
+    missing = [p for p in spec.entries if p not in have and p not in random]
+    extra = [p for p in have if p not in spec.entries]
+    lines = [f"the file lacks {p!r} {describe(spec.entries[p])}.{hint(p, extra)}" for p in missing]
+    lines += [f"the model has no {p!r} {describe(have[p])}" for p in extra]
+    for path in (p for p in spec.entries if p in have and tuple(have[p].shape) != tuple(spec.entries[p].shape)):
+        lines.append(f"{path!r} is {describe(have[path])} in the file and {describe(spec.entries[path])} in the model")
+    if lines:
+        raise StructureError(
+            "The file does not hold the variables of the model that it is said to be of:\n"
+            + listing(lines)
+            + "\nGive the model with the sizes it was trained with, or another part of the file (--part)."
+        )
+    kinds = {p: kind for p, kind in spec.entries.declared.items() if p in have}
+    return Spec(State(have, kinds), spec.framework, spec.layers, spec.native)
+
+
+def _kept(checkpoint: Checkpoint, path: pathlib.Path, row: Format, found: Contents, to: str) -> Job:
+    """Returns the job that changes no entry: the same tree in another form."""
+    if to != "flat" and found.form != "flat":
+        return Job(checkpoint, path, row, to, found, None, None, found.tree)
+    native = _native.native(to, found.variables)
+    tree = laid_out(to, native, found, found.optimizers, found.twins, found.rest, row.name == "orbax")
+    return Job(checkpoint, path, row, to, found, None, None, _shaped(tree, to, row))
+
+
+def _shaped(tree: Any, to: str, row: Format) -> Any:
+    return _flat.nest(tree) if to == "flat" and row.name in _NAMING else tree
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    path: pathlib.Path,
+    row: Format,
+    found: Contents,
+    rules: Rules,
+    plan: Plan,
+    to: str,
+    spec: Spec,
+    model: Model | None,
+) -> Job:
+    stream = Stream()
+    notes: list[str] = []
+    made: dict[str, Any] = dict(targets(stream, plan.items, found.variables))
+    random: tuple[str, ...] = ()
+    if plan.dst_random:
+        if row.name in ("orbax", "pickle") and model is not None and to == "nnx":
+            own = _random_state(model, plan.dst_random)
+            random = tuple(own)
+            made.update(own)
+            notes.append(f"Random state is the target model's own: {', '.join(own)}")
+        else:
+            names = ", ".join(plan.dst_random)
+            notes.append(f"Random state is not written, the target keeps its own: {names}")
+    if plan.src_random:
+        notes.append(f"The source's random state is not converted: {', '.join(plan.src_random)}")
+    kinds = {p: kind for p, kind in spec.entries.declared.items() if p in made}
+    native = _native.native(to, State(made, kinds), spec)
+    if found.optimizers or found.twins:
+        raise UnsupportedError("optimizers follow")
+    tree = laid_out(to, native, found, {}, {}, found.rest, row.name == "orbax")
+    return Job(checkpoint, path, row, to, found, rules, plan, _shaped(tree, to, row), random, tuple(notes))
+
+
+def _random_state(model: Model, paths: Sequence[str]) -> dict[str, Any]:
+    """Returns the random state that the model itself begins with; no weight is initialised to find it."""
+    from flax import nnx
+
+    from bridges._nnx._variables import flatten
+
+    made = model.model
+    if isinstance(made, nnx.Pytree):
+        state = flatten(made)
+        return {path: state[path] for path in paths}
+    from bridges.nnx_adapter import init
+
+    # What is not returned is not computed: XLA leaves the initialisers of the weights out.
+    return dict(jax.jit(lambda: {path: init(made, 0)[path] for path in paths})())
+
+
