@@ -9,15 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converters._convert import Conversion as Conversion
+    from converters._convert import convert as convert
     from converters._errors import CheckpointError as CheckpointError
     from converters._files import load as load
     from converters._files import save as save
+    from converters._job import Job as Job
 
 # Where each public name lives.
 _NAMES: dict[str, str] = {
     "CheckpointError": "converters._errors",
     "load": "converters._files",
     "save": "converters._files",
+    "Job": "converters._job",
+    "Conversion": "converters._convert",
+    "convert": "converters._convert",
 }
 
 

@@ -108,12 +108,12 @@ def contents(tree: Any, framework: str | None = None, part: str | None = None, s
         if not _is_container(inner) or not any(role != "rest" for _, role, _ in _fields(inner) or ()):
             break
         tree = inner
-    if _is_flat(tree):
+    if _is_flat(tree) and (framework not in ("linen", "nnx") or any("/" in key for key in tree)):
         return _flat_contents(tree, framework)
     if framework in (None, "haiku", "flat") and isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
         # Haiku's modules taken apart at their slashes, as formats that name arrays by paths give them back.
         flat = _flat_contents(_flat.flatten(tree), framework)
-        deep = any(path.count("/") != 2 for path in flat.variables)
+        deep = any(path.count("/") != 2 for path in flat.variables if path.startswith("params/"))
         if framework == "flat" or (flat.framework == "haiku" and deep):
             return dataclasses.replace(flat, tree=tree)
     fields = _fields(tree)
@@ -215,7 +215,7 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
         )
         evidence = _evidence(params, {"params", *collections})
     else:
-        params = variables if params is None else params
+        params = _native.plain(variables if params is None else params)
         bare = (
             fields[0][0] is None
             or not isinstance(fields[0][0], str)
@@ -261,6 +261,7 @@ class _Evidence:
 def _evidence(params: Any, collections: set[str]) -> _Evidence:
     pro: dict[str, list[str]] = {"haiku": [], "linen": [], "nnx": []}
     contra: dict[str, list[str]] = {"haiku": [], "linen": [], "nnx": []}
+    params = _native.plain(params)
     values = _native.has_values(params)
     paths = [_flat.split(p) for p in _flat.flatten(_native.unwrapped(params) if values else params)]
     modules = {segment for path in paths for segment in path[:-1]}

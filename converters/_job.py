@@ -31,7 +31,7 @@ from converters._errors import CheckpointError
 from converters._layout import laid_out
 from converters._models import Model
 from converters._stream import Stream, targets
-from converters.formats import Checkpoint, Format, LazyLeaf
+from converters.formats import Checkpoint, Format
 
 _FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
@@ -95,7 +95,9 @@ class Job:
         src_spec, src_framework, _ = _spec(src_model, inputs, given)
         framework = framework or src_framework
         if to and dst_framework and to != dst_framework:
-            raise UnsupportedError(f"to={to!r}, and the target's model is of {dst_framework}: leave one of the two out.")
+            raise UnsupportedError(
+                f"to={to!r}, and the target's model is of {dst_framework}: leave one of the two out."
+            )
         to = to or dst_framework
         if to is None and mapping is None and part is None:
             tree, found, plan = checkpoint.tree, None, None
@@ -288,5 +290,3 @@ def _random_state(model: Model, paths: Sequence[str]) -> dict[str, Any]:
 
     # What is not returned is not computed: XLA leaves the initialisers of the weights out.
     return dict(jax.jit(lambda: {path: init(made, 0)[path] for path in paths})())
-
-

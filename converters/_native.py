@@ -209,6 +209,13 @@ def random_paths(spec: Spec) -> list[str]:
     return [path for path in spec.entries if _is_random(spec.entries, path)]
 
 
+def plain(tree: Any) -> Any:
+    """Returns the tree with plain dictionaries on its two upper levels, where Haiku may have its `FlatMapping`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: dict(below) if isinstance(below, Mapping) else below for key, below in tree.items()}
+
+
 def has_values(tree: Any) -> bool:
     """Whether every leaf of a tree lies in a dictionary of its own, under the key `value`."""
     if not isinstance(tree, Mapping):

@@ -21,13 +21,15 @@ from bridges.mapping._each import Reshape
 from bridges.mapping._identify import Found, cut, identify
 from bridges.mapping._lists import Copy
 from bridges.mapping._mapping import Mapping
-from bridges.mapping._op import Abstract, Op, like, shapes, signature
+from bridges.mapping._op import Abstract, Op, like, shapes
 from bridges.mapping._rule import LayerRow, Rule
 from bridges.mapping._template import Index
 
 Entries = dict[str, Abstract]
-# Layers whose leaves are vectors in Flax, whatever axes of size 1 Haiku gives them.
-_VECTORS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+# Layers of which every leaf that is reshaped is a vector in Flax, whatever axes of size 1 Haiku gives them.
+_VECTORS = (
+    "BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm", "Conv", "DepthwiseConv", "ConvTranspose"
+)  # fmt: skip
 _REMEDY = "Name the target's model, whose spec says the rest."
 
 
@@ -189,10 +191,11 @@ class _Projection:
 
     def layer(self, found: Found, goal: str, rows: Sequence[LayerRow]) -> None:
         """Writes the leaves of one layer to the module `goal`."""
-        outcomes: list[dict[str, Abstract]] = []
-        before = len(self.problems)
+        outcomes: list[tuple[int, dict[str, Abstract]]] = []
+        refusals: list[str] = []
         explained: set[str] = set()
         for r, whole in found.rows.items():
+            before = len(self.problems)
             made: dict[str, Abstract] = {}
             for k, sources in whole.items():
                 rule = rows[r].rules[k]
@@ -207,17 +210,29 @@ class _Projection:
                 outs = self.inferred(rule.ops, ins, len(targets), what, vector)
                 if outs is not None:
                     made.update(zip(targets, outs, strict=True))
-            outcomes.append(made)
-        if any(
-            {p: signature([x]) for p, x in o.items()} != {p: signature([x]) for p, x in outcomes[0].items()}
-            for o in outcomes[1:]
-        ):
-            types = " or ".join(rows[r].type for r in found.rows)
-            self.problems[before:] = [f"{found.path!r} could be {types}, which are stored differently"]
+            refusals += self.problems[before:]
+            if len(self.problems) == before:
+                outcomes.append((r, made))
+            del self.problems[before:]
+        # Of two things that one type of layer can become, one that needs the target is out of the question without it.
+        possible = {t for r, _ in outcomes for t in rows[r].src}
+        failed = [r for r in found.rows if r not in dict(outcomes) and not possible.issuperset(rows[r].src)]
+        if found.rows and not outcomes:
+            self.problems += refusals
+            return
+        ways = {
+            repr([(rows[r].rules[k].ops, paths) for k, paths in found.rows[r].items()] + sorted(made))
+            for r, made in outcomes
+        }
+        if len(ways) + len(failed) > 1:
+            types = " or ".join(dict.fromkeys(rows[r].type for r in [*dict(outcomes), *failed]))
+            self.problems.append(
+                f"{found.path!r} could be {types}, which are stored differently: name the source's model, whose spec tells"
+            )
             return
         for path in sorted(found.leaves - explained):
             collection, _, leaf = cut(path)
             goal_path = "/".join(filter(None, (collection, goal, leaf)))
             self.write([goal_path], [self.src.entries[path]], f"[modules] {found.path!r}")
-        for path, value in outcomes[0].items() if outcomes else ():
+        for path, value in outcomes[0][1].items() if outcomes else ():
             self.write([path], [value], f"[modules] {found.path!r}")
