@@ -1,0 +1,517 @@
+"""Opcodes -> syntax: what a pickle says, as a graph of inert nodes. Nothing is looked up, imported, called or decoded.
+
+A pickle is a program for a stack machine. This machine runs it without meaning: a name becomes a `Global`, a call of it
+a `Call`, whatever they name. Long strings are not read: they become a `Payload`, a place in the file, so that a pickle of
+any size costs what its structure costs. What the nodes mean, and what is refused, is decided by `_pickle_meaning`.
+
+The opcodes are those that protocols 2 to 5 write (Python's Lib/pickletools.py describes each); those that only the text
+protocols 0 and 1 write, and those that reach outside the file (persistent ids, extension codes, out-of-band buffers) are
+refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import IO, Any, NoReturn
+
+from converters.formats._pickle_source import Source
+
+LONG = 4096  # Strings from this many bytes on stay in the file.
+MAX_OPCODES = 50_000_000  # About ten times what a checkpoint of 100,000 arrays has.
+MAX_NODES = 8_000_000
+MAX_TEXT = 64 << 20  # For a string that is no array.
+_MAX_NAME = 1000
+_MAX_INT = 1024
+_NO_MARK = "an opcode needs a mark that was not set; the file is damaged."
+
+_OUTSIDE = {
+    "PERSID": "a persistent id: the arrays lie outside this file (PyTorch's files do this)",
+    "BINPERSID": "a persistent id: the arrays lie outside this file (PyTorch's files do this)",
+    "EXT1": "an extension code, which means something only to the program that wrote it",
+    "EXT2": "an extension code, which means something only to the program that wrote it",
+    "EXT4": "an extension code, which means something only to the program that wrote it",
+    "NEXT_BUFFER": "an out-of-band buffer: the arrays were kept apart from this file",
+    "READONLY_BUFFER": "an out-of-band buffer: the arrays were kept apart from this file",
+}
+
+
+class Global:
+    """A dotted name, not looked up."""
+
+    __slots__ = ("name", "offset")
+
+    def __init__(self, name: str, offset: int):
+        self.name, self.offset = name, offset
+
+
+class Call:
+    """A call of whatever `fn` is, not made, and what was done to its result.
+
+    Attributes:
+      fn: A `Global`, or any other node in a damaged or hostile file.
+      args: A node: the `Items` of the arguments.
+      kwargs: A node, None if there were none.
+      new: Whether `fn.__new__` was meant (NEWOBJ) and not `fn` (REDUCE).
+      state: What BUILD gave, `MISSING` if there was none.
+      items, pairs: What was appended, and set as items.
+      raw: The `Payload` that followed the object, outside the pickle's own stream (joblib).
+    """
+
+    __slots__ = ("fn", "args", "kwargs", "new", "state", "items", "pairs", "raw", "offset")
+
+    def __init__(self, fn: Any, args: Any, kwargs: Any, new: bool, offset: int):
+        self.fn, self.args, self.kwargs, self.new, self.offset = fn, args, kwargs, new, offset
+        self.state: Any = MISSING
+        self.items: list[Any] = []
+        self.pairs: list[tuple[Any, Any]] = []
+        self.raw: Payload | None = None
+
+
+class Items:
+    """A list, tuple, set or frozenset (`kind`) of nodes."""
+
+    __slots__ = ("kind", "items", "offset")
+
+    def __init__(self, kind: type, items: list[Any], offset: int):
+        self.kind, self.items, self.offset = kind, items, offset
+
+
+class Pairs:
+    """A dictionary: keys may repeat and be anything still."""
+
+    __slots__ = ("pairs", "offset")
+
+    def __init__(self, pairs: list[tuple[Any, Any]], offset: int):
+        self.pairs, self.offset = pairs, offset
+
+
+class Payload:
+    """A long string of the file: `length` bytes from `offset` on, as they are or (`text`) as UTF-8."""
+
+    __slots__ = ("offset", "length", "text")
+
+    def __init__(self, offset: int, length: int, text: bool = False):
+        self.offset, self.length, self.text = offset, length, text
+
+
+MISSING = Global("", -1)
+
+
+def parse(source: Source, raw_after: Callable[[Call], tuple[bool, int] | None]) -> tuple[Any, list[Global]]:
+    """Returns the node of a file's pickle, and every name in it in the order of the file.
+
+    Args:
+      source: The file.
+      raw_after: Says of an object that was just built whether bytes follow it outside the pickle's stream: whether
+        padding precedes them, and how many there are.
+
+    Raises:
+      CheckpointError: The file is damaged or cut, is no pickle of the protocols 2 to 5, or reaches outside itself.
+    """
+    with source.open() as file:
+        machine = _Machine(source, file, raw_after)
+        return machine.run(), machine.names
+
+
+class _Machine:
+    def __init__(self, source: Source, file: IO[bytes], raw_after: Callable[[Call], tuple[bool, int] | None]):
+        self._source, self._file, self._raw_after = source, file, raw_after
+        self._stack: list[Any] = []
+        self._outer: list[list[Any]] = []  # The stacks below the marks.
+        self._memo: dict[int, Any] = {}
+        self._nodes = 0
+        self._at = 0
+        self.names: list[Global] = []
+
+    def run(self) -> Any:
+        start = self._file.read(2)
+        if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
+            raise self._source.error(0, "this is no pickle of the protocols 2 to 5.")
+        run = {code: getattr(self, name) for code, name in _TABLE.items()}
+        read, count = self._file.read, 0
+        while True:
+            byte = read(1)
+            if byte == b".":
+                return self._end()
+            step = run.get(byte)
+            count += 1
+            if step is None or count > MAX_OPCODES:
+                self._at = self._file.tell()
+                self._refuse(byte, count)
+            try:
+                step()
+            except IndexError:
+                raise self._wrong("an opcode needs more than there is on the stack; the file is damaged.") from None
+
+    def _end(self) -> Any:
+        self._at = self._file.tell()
+        if len(self._stack) != 1 or self._outer:
+            raise self._wrong("the pickle ends with its stack not reduced to one object; the file is damaged.")
+        if self._at < self._source.size:
+            what = "another pickle" if self._file.read(1) == b"\x80" else "other bytes"
+            raise self._wrong(
+                f"the pickle ends here, and {self._source.size - self._at} bytes of {what} follow. A file of several"
+                " pickles is not read: load it where it was written and dump one tuple of all."
+            )
+        return self._stack[0]
+
+    def _refuse(self, byte: bytes, count: int) -> NoReturn:
+        if not byte:
+            raise self._wrong("the file ends in the middle of the pickle: it is cut. Copy or write it anew.")
+        if count > MAX_OPCODES:
+            raise self._wrong(f"more than {MAX_OPCODES} opcodes: this is no checkpoint.")
+        known = next((op for op in pickletools.opcodes if op.code.encode("latin-1") == byte), None)
+        if known is None:
+            raise self._wrong(f"{byte!r} is no opcode of a pickle; the file is damaged.")
+        if known.name in _OUTSIDE:
+            raise self._wrong(f"{known.name}: {_OUTSIDE[known.name]}. Write the file anew as one pickle of NumPy arrays.")
+        raise self._wrong(
+            f"{known.name} belongs to the text protocols of pickle, which no checkpoint of JAX uses. Load the file where"
+            " it was written and dump it with protocol=4."
+        )
+
+    def _wrong(self, text: str) -> Exception:
+        return self._source.error(self._at or self._file.tell(), text)
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def _take(self, size: int) -> bytes:
+        piece = self._file.read(size)
+        if len(piece) < size:
+            raise self._wrong("the file ends in the middle of the pickle: it is cut. Copy or write it anew.")
+        return piece
+
+    def _uint(self, size: int) -> int:
+        return int.from_bytes(self._take(size), "little")
+
+    def _skip(self, size: int) -> int:
+        """Returns the place of the next `size` bytes, and goes behind them."""
+        place = self._file.tell()
+        if size > self._source.size - place:
+            raise self._wrong(
+                f"a string of {size} bytes begins here and only {self._source.size - place} are left: the file is cut or"
+                " damaged. Copy or write it anew."
+            )
+        self._file.seek(place + size)
+        return place
+
+    def _count(self) -> None:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise self._wrong(f"more than {MAX_NODES} objects: this is no checkpoint.")
+
+    def _push(self, node: Any) -> None:
+        self._count()
+        self._stack.append(node)
+
+    def _string(self, size: int) -> None:
+        if size >= LONG:
+            self._push(Payload(self._skip(size), size))
+        else:
+            self._stack.append(self._take(size))
+
+    def _text(self, size: int) -> None:
+        if size >= LONG:
+            self._push(Payload(self._skip(size), size, text=True))
+            return
+        try:
+            self._stack.append(str(self._take(size), "utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            raise self._wrong("a text is not UTF-8; the file is damaged.") from None
+
+    def _line(self) -> str:
+        line = self._file.readline(_MAX_NAME)
+        if not line.endswith(b"\n"):
+            raise self._wrong("a name does not end; the file is damaged.")
+        return str(line[:-1], "utf-8", "backslashreplace")
+
+    # Opcodes, as pickletools names them ------------------------------------------------------------------------------
+
+    def proto(self) -> None:
+        if self._uint(1) > 5:
+            raise self._wrong("a protocol above 5.")
+
+    def frame(self) -> None:
+        self._take(8)  # Only a hint of how much to read at once.
+
+    def none(self) -> None:
+        self._stack.append(None)
+
+    def true(self) -> None:
+        self._stack.append(True)
+
+    def false(self) -> None:
+        self._stack.append(False)
+
+    def binint(self) -> None:
+        self._stack.append(int.from_bytes(self._take(4), "little", signed=True))
+
+    def binint1(self) -> None:
+        self._stack.append(self._take(1)[0])
+
+    def binint2(self) -> None:
+        self._stack.append(self._uint(2))
+
+    def long1(self) -> None:
+        self._stack.append(int.from_bytes(self._take(self._uint(1)), "little", signed=True))
+
+    def long4(self) -> None:
+        size = self._uint(4)
+        if size > _MAX_INT:
+            raise self._wrong(f"an integer of {size} bytes: this is no checkpoint.")
+        self._stack.append(int.from_bytes(self._take(size), "little", signed=True))
+
+    def binfloat(self) -> None:
+        self._stack.append(struct.unpack(">d", self._take(8))[0])
+
+    def short_binunicode(self) -> None:
+        self._text(self._uint(1))
+
+    def binunicode(self) -> None:
+        self._text(self._uint(4))
+
+    def binunicode8(self) -> None:
+        self._text(self._uint(8))
+
+    def short_binbytes(self) -> None:
+        self._string(self._uint(1))
+
+    def binbytes(self) -> None:
+        self._string(self._uint(4))
+
+    def binbytes8(self) -> None:
+        self._string(self._uint(8))
+
+    def short_binstring(self) -> None:
+        self._stack.append(str(self._take(self._uint(1)), "latin-1"))
+
+    def binstring(self) -> None:  # Python 2: text and bytes alike.
+        size = self._uint(4)
+        if size >= LONG:
+            self._string(size)
+        else:
+            self._stack.append(str(self._take(size), "latin-1"))
+
+    def empty_list(self) -> None:
+        self._push(Items(list, [], self._file.tell()))
+
+    def empty_tuple(self) -> None:
+        self._push(Items(tuple, [], self._file.tell()))
+
+    def empty_set(self) -> None:
+        self._push(Items(set, [], self._file.tell()))
+
+    def empty_dict(self) -> None:
+        self._push(Pairs([], self._file.tell()))
+
+    def mark(self) -> None:
+        self._count()
+        self._outer.append(self._stack)
+        self._stack = []
+
+    def _marked(self) -> list[Any]:
+        if not self._outer:
+            raise self._wrong(_NO_MARK)
+        items, self._stack = self._stack, self._outer.pop()
+        return items
+
+    def pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._marked()
+
+    def pop_mark(self) -> None:
+        self._marked()
+
+    def dup(self) -> None:
+        self._push(self._stack[-1])
+
+    def _tuple_of(self, size: int) -> None:
+        if len(self._stack) < size:
+            raise IndexError
+        items = self._stack[-size:]
+        del self._stack[-size:]
+        self._push(Items(tuple, items, self._file.tell()))
+
+    def tuple1(self) -> None:
+        self._tuple_of(1)
+
+    def tuple2(self) -> None:
+        self._tuple_of(2)
+
+    def tuple3(self) -> None:
+        self._tuple_of(3)
+
+    def tuple(self) -> None:
+        self._push(Items(tuple, self._marked(), self._file.tell()))
+
+    def list(self) -> None:
+        self._push(Items(list, self._marked(), self._file.tell()))
+
+    def frozenset(self) -> None:
+        self._push(Items(frozenset, self._marked(), self._file.tell()))
+
+    def dict(self) -> None:
+        self._push(Pairs(self._paired(self._marked()), self._file.tell()))
+
+    def _paired(self, items: list[Any]) -> list[tuple[Any, Any]]:
+        if len(items) % 2:
+            raise self._wrong("a dictionary's key lacks its value; the file is damaged.")
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def _extend(self, items: list[Any], kinds: tuple[type, ...]) -> None:
+        top = self._stack[-1]
+        if isinstance(top, Call) or (isinstance(top, Items) and top.kind in kinds):
+            top.items.extend(items)
+        else:
+            raise self._wrong("something is appended to what is no list; the file is damaged.")
+
+    def append(self) -> None:
+        item = self._stack.pop()
+        self._extend([item], (list,))
+
+    def appends(self) -> None:
+        self._extend(self._marked(), (list,))
+
+    def additems(self) -> None:
+        self._extend(self._marked(), (set,))
+
+    def setitem(self) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set([(key, value)])
+
+    def setitems(self) -> None:
+        self._set(self._paired(self._marked()))
+
+    def _set(self, pairs: list[tuple[Any, Any]]) -> None:
+        top = self._stack[-1]
+        if not isinstance(top, (Call, Pairs)):
+            raise self._wrong("an item is set in what is no dictionary; the file is damaged.")
+        top.pairs.extend(pairs)
+
+    def _name(self, module: str, name: str) -> None:
+        node = Global(f"{module}.{name}", self._file.tell())
+        self.names.append(node)
+        self._push(node)
+
+    def global_(self) -> None:
+        module = self._line()
+        self._name(module, self._line())
+
+    def stack_global(self) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise self._wrong("a name is no text; the file is damaged.")
+        self._name(module, name)
+
+    def reduce(self) -> None:
+        args, fn = self._stack.pop(), self._stack.pop()
+        self._push(Call(fn, args, None, False, self._file.tell()))
+
+    def newobj(self) -> None:
+        args, fn = self._stack.pop(), self._stack.pop()
+        self._push(Call(fn, args, None, True, self._file.tell()))
+
+    def newobj_ex(self) -> None:
+        kwargs, args, fn = self._stack.pop(), self._stack.pop(), self._stack.pop()
+        self._push(Call(fn, args, kwargs, True, self._file.tell()))
+
+    def build(self) -> None:
+        state, top = self._stack.pop(), self._stack[-1]
+        if not isinstance(top, Call) or top.state is not MISSING:
+            raise self._wrong("a state is given to what can have none; the file is damaged.")
+        top.state = state
+        follows = self._raw_after(top)
+        if follows is not None:
+            padded, size = follows
+            if padded:
+                self._take(self._take(1)[0])
+            top.raw = Payload(self._skip(size), size)
+
+    def _put(self, index: int) -> None:
+        self._count()
+        self._memo[index] = self._stack[-1]
+
+    def memoize(self) -> None:
+        self._put(len(self._memo))
+
+    def binput(self) -> None:
+        self._put(self._uint(1))
+
+    def long_binput(self) -> None:
+        self._put(self._uint(4))
+
+    def _get(self, index: int) -> None:
+        if index not in self._memo:
+            raise self._wrong("an object is used that was not stored before; the file is damaged.")
+        self._stack.append(self._memo[index])
+
+    def binget(self) -> None:
+        self._get(self._uint(1))
+
+    def long_binget(self) -> None:
+        self._get(self._uint(4))
+
+
+# Opcode -> the method that runs it. All that protocols 2 to 5 write but `.`, which ends the loop.
+_TABLE: dict[bytes, str] = {
+    b"\x80": "proto",
+    b"\x95": "frame",
+    b"N": "none",
+    b"\x88": "true",
+    b"\x89": "false",
+    b"J": "binint",
+    b"K": "binint1",
+    b"M": "binint2",
+    b"\x8a": "long1",
+    b"\x8b": "long4",
+    b"G": "binfloat",
+    b"\x8c": "short_binunicode",
+    b"X": "binunicode",
+    b"\x8d": "binunicode8",
+    b"C": "short_binbytes",
+    b"B": "binbytes",
+    b"\x8e": "binbytes8",
+    b"\x96": "binbytes8",  # BYTEARRAY8: an array's buffer, never one to be written to.
+    b"U": "short_binstring",
+    b"T": "binstring",
+    b"]": "empty_list",
+    b")": "empty_tuple",
+    b"\x8f": "empty_set",
+    b"}": "empty_dict",
+    b"(": "mark",
+    b"0": "pop",
+    b"1": "pop_mark",
+    b"2": "dup",
+    b"\x85": "tuple1",
+    b"\x86": "tuple2",
+    b"\x87": "tuple3",
+    b"t": "tuple",
+    b"l": "list",
+    b"\x91": "frozenset",
+    b"d": "dict",
+    b"a": "append",
+    b"e": "appends",
+    b"\x90": "additems",
+    b"s": "setitem",
+    b"u": "setitems",
+    b"c": "global_",
+    b"\x93": "stack_global",
+    b"R": "reduce",
+    b"\x81": "newobj",
+    b"\x92": "newobj_ex",
+    b"b": "build",
+    b"\x94": "memoize",
+    b"q": "binput",
+    b"r": "long_binput",
+    b"h": "binget",
+    b"j": "long_binget",
+}
+
+
+def begins(byte: bytes) -> bool:
+    """Whether a byte is an opcode that can follow a pickle's first one."""
+    return byte in _TABLE
