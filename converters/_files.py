@@ -9,18 +9,19 @@ from typing import Any
 from converters import formats
 
 
-def load(path: str | os.PathLike[str], format: str | None = None) -> Any:
+def load(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Any:
     """Returns the native tree of a checkpoint, with NumPy arrays.
 
     Args:
       path: A file or directory in any of `converters.formats.FORMATS`; the format is found by content.
       format: The name of the format, where content is not to decide.
+      options: What the format's reader takes, such as `namedtuples` of `converters.formats.pickle.read`.
 
     Raises:
       CheckpointError: It is damaged, hostile, or of no known format.
       UnsupportedError: A package that the format needs is not installed.
     """
-    return formats.read(path, format).load()
+    return formats.read(path, format, **options).load()
 
 
 def save(

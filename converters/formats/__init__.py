@@ -3,7 +3,8 @@
 A format's module has four verbs:
 
     recognises(path) -> bool        by content (a name's ending decides nothing); reads a few bytes; never raises on content
-    read(path) -> Checkpoint        structure, shapes and dtypes now; each leaf's values when asked for
+    read(path) -> Checkpoint        structure, shapes and dtypes now; each leaf's values when asked for; may have options,
+                                    keyword only
     problems(tree) -> list[str]     what this format cannot hold, each with its path; nothing is read or written
     write(path, tree, metadata)     to a path that does not exist yet; pulls one leaf at a time (`read_leaf`), in any order,
                                     keeps none, and has everything on the disk (fsync) when it returns
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 import pathlib
 from collections.abc import Mapping
@@ -112,18 +114,26 @@ def detect(path: str | os.PathLike[str]) -> Format:
     raise CheckpointError(f"{file} is in no format that is known here: {', '.join(FORMATS)}.{because}")
 
 
-def read(path: str | os.PathLike[str], format: str | None = None) -> Checkpoint:
+def read(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Checkpoint:
     """Returns what a file or directory holds, with lazy leaves.
 
     Args:
       path: The file or directory.
       format: The name of its format; found by content if None.
+      options: What the format's own `read` takes beside the path (`namedtuples` of pickle).
 
     Raises:
       CheckpointError: It is damaged, hostile or of no known format.
+      UnsupportedError: The format has no such option.
     """
     row = format_of(format) if format else detect(path)
-    return row.module().read(pathlib.Path(path))
+    module = row.module()
+    known = [name for name in inspect.signature(module.read).parameters if name != "path"]
+    if unknown := [name for name in options if name not in known]:
+        raise UnsupportedError(
+            f"{path} is read as {row.name}, which has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}."
+        )
+    return module.read(pathlib.Path(path), **options)
 
 
 def target_format(path: str | os.PathLike[str], format: str | None = None) -> Format:

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from converters.formats._lazy import LazyLeaf
-from converters.formats._pickle_opcodes import MISSING, Call, Global, Items, Pairs, Payload
+from converters.formats._pickle_nodes import MISSING, Call, Global, Items, Pairs, Payload, name_of
 from converters.formats._pickle_source import Source
 
 RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
@@ -57,11 +57,6 @@ _RENAMED = {"float8_e4m3b11": "float8_e4m3b11fnuz"}
 
 class Malformed(Exception):
     """Something is no array, for the reason given; whoever knows the place raises the user's error."""
-
-
-def name_of(node: Any) -> str:
-    """Returns the dotted name of a node that is one, an empty text for any other."""
-    return node.name if isinstance(node, Global) else ""
 
 
 def _args(call: Call, *counts: int) -> list[Any]:
@@ -268,7 +263,7 @@ def _read(source: Source, payload: Payload, size: int, where: str) -> np.ndarray
     """Returns the bytes of a place in the file, in memory that is aligned and nobody else's."""
     out = np.empty(size, np.uint8)
     if not payload.text:
-        source.read_into(payload.offset, memoryview(out))
+        source.read_into(payload.offset, out.data)
         return out
     # The text is decoded piece by piece: the array and one piece are in memory, never the text.
     decoder, done, piece = codecs.getincrementaldecoder("utf-8")(), 0, bytearray(min(_PIECE, payload.length))

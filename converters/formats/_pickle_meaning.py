@@ -15,65 +15,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bridges.core._errors import listing
 from bridges.core._flat import join
 from converters._errors import CheckpointError
 from converters.formats import _pickle_arrays as arrays
+from converters.formats import _pickle_names as names
 from converters.formats import _pickle_tuples as tuples
-from converters.formats._lazy import LazyLeaf
-from converters.formats._pickle_arrays import Malformed, name_of
-from converters.formats._pickle_opcodes import MAX_TEXT, MISSING, Call, Global, Items, Pairs, Payload, parse
+from converters.formats._lazy import LazyLeaf, read_leaf
+from converters.formats._pickle_arrays import Malformed
+from converters.formats._pickle_nodes import Call, Global, Items, Pairs, Payload, name_of, state_of
+from converters.formats._pickle_opcodes import MAX_TEXT, parse
 from converters.formats._pickle_source import Source
 
 MAX_DEPTH = 100
 MAX_LEAVES = 4_000_000
-
-_ARRAYS = frozenset(
-    (
-        *arrays.RECONSTRUCT,
-        *arrays.SCALAR,
-        *arrays.FROM_BUFFER,
-        arrays.JOBLIB,
-        "jax._src.array._reconstruct_array",
-        "jax.interpreters.xla.reconstruct_device_array",
-        "jax._src.device_array.reconstruct_device_array",
-        "jaxlib.xla_extension._reconstruct_array",
-        "jaxlib.xla_extension.reconstruct_device_array",
-    )
-)
-# Called with one array, or one array and its weak type.
-_WRAPPED_ARRAYS = frozenset(("jax._src.literals.TypedNdArray",))
-_BYTES = frozenset((arrays.ENCODE, "builtins.bytes", "builtins.bytearray", "__builtin__.bytes", "__builtin__.bytearray"))
-
-# Mappings of Haiku and Flax that were called with one dictionary, which they stand for; lists likewise.
-_HAIKU = "haiku._src.data_structures."
-_MAPPINGS = frozenset(
-    (
-        *(_HAIKU + n for n in ("FlatMapping", "FlatMap", "frozendict", "FrozenDict", "to_haiku_dict", "to_immutable_dict")),
-        "flax.core.frozen_dict.FrozenDict",
-        "builtins.dict",
-        "__builtin__.dict",
-    )
-)
-_LISTS = frozenset((_HAIKU + "FrozenList", "builtins.list", "__builtin__.list"))
-_SETS = {f"{module}.{name}": kind for module in ("builtins", "__builtin__") for name, kind in
-         (("set", set), ("frozenset", frozenset))}  # fmt: skip
-_COMPLEX = frozenset(("builtins.complex", "__builtin__.complex"))
-_ORDERED = "collections.OrderedDict"
-_DEFAULT = "collections.defaultdict"
-_FACTORIES = {"builtins." + f.__name__: f for f in (dict, list, int, float, set, tuple)}
-
-_KEYS = frozenset(
-    ("jax._src.random.prng.PRNGKeyArray", "jax._src.prng.PRNGKeyArray", "jax._src.prng.PRNGKeyArrayImpl")
-)
-# The tag of a key's implementation, of which old releases kept nothing else -> the name that JAX wants.
-_IMPLEMENTATIONS = {"fry": "threefry2x32", "threefry2x32": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg",
-                    "unsafe_rbg": "unsafe_rbg"}  # fmt: skip
-
-# Data classes of the frameworks whose fields beside these are code.
-_DATACLASSES = {"flax.training.train_state.TrainState": ("step", "params", "opt_state")}
 
 Path = tuple[str, ...]
 
@@ -88,12 +46,12 @@ def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
     Raises:
       CheckpointError: The file is damaged, or names anything that is not on the lists; all such names are given.
     """
-    node, names = parse(source, arrays.raw_after)
+    node, named = parse(source, arrays.raw_after)
     reader = _Reader(source, tuples.checked(namedtuples))
     tree, _ = reader.build(node, (), 0)
     known = reader.used
-    for name in names:
-        if id(name) not in known and not _harmless(name.name):
+    for name in named:
+        if id(name) not in known and not names.harmless(name.name):
             reader.refuse(name, (), None)
     if reader.problems:
         raise CheckpointError(
@@ -102,13 +60,6 @@ def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
             + "\nWhat is listed nowhere is not read: load the file where it was written and dump dictionaries of arrays."
         )
     return tree
-
-
-def _harmless(name: str) -> bool:
-    """Whether a name means data wherever it stands, so that nobody needs to have used it."""
-    module = name.partition(".")[0]
-    lists = (_ARRAYS, _MAPPINGS, _LISTS, _SETS, _COMPLEX, _BYTES, _KEYS, _WRAPPED_ARRAYS, _FACTORIES, arrays.NDARRAY)
-    return any(name in names for names in lists) or name in (_ORDERED, _DEFAULT, "numpy.dtype") or module == "ml_dtypes"
 
 
 class _Reader:
@@ -130,21 +81,7 @@ class _Reader:
         self.used.add(id(name))
         place = f"at {_where(path)}" if path else "" if path is None else "at the top" if call else ""
         text = f"{name.name} {place}".strip() + f" (byte {name.offset})"
-        fields, count = _looks(call)
-        if name.name.startswith("cloudpickle."):
-            text += ": a class or function pickled by value (cloudpickle), which is code"
-        elif name.name.startswith("joblib."):
-            text += ": arrays in files beside this one (joblib before 0.10); load it and dump it anew"
-        elif call is not None and (fields or count):
-            says = repr(tuple(fields)) if fields else "(" + ", ".join(["'…'"] * count) + ("," if count == 1 else "") + ")"
-            option = ",".join(fields) if fields else ",".join(["FIELD"] * count)
-            about = "an object with these fields" if fields else f"a tuple of {count}"
-            text += (
-                f": {about}. If it is your NamedTuple or data class, say its fields:"
-                f" namedtuples={{{name.name!r}: {says}}}, or --namedtuple {name.name}={option}"
-            )
-        else:
-            text += ": neither an array nor a container"
+        text += ": " + names.refusal(name.name, call)
         self.problems.append(text)
 
     # Nodes -----------------------------------------------------------------------------------------------------------
@@ -159,7 +96,9 @@ class _Reader:
         if id(node) in self._open:
             raise self._wrong(node, path, "the pickle contains itself here, which no tree of arrays does.")
         if depth > MAX_DEPTH:
-            raise self._wrong(node, path[:5], f"the pickle is nested more than {MAX_DEPTH} deep: this is no checkpoint.")
+            raise self._wrong(
+                node, path[:5], f"the pickle is nested more than {MAX_DEPTH} deep: this is no checkpoint."
+            )
         self._open.add(id(node))
         if isinstance(node, Pairs):
             found = self._dict({}, node.pairs, node, path, depth)
@@ -174,7 +113,9 @@ class _Reader:
             found = None, 1
         self._open.discard(id(node))
         if found[1] > MAX_LEAVES:
-            raise self._wrong(node, path, f"shared parts unfold to more than {MAX_LEAVES} leaves: this is no checkpoint.")
+            raise self._wrong(
+                node, path, f"shared parts unfold to more than {MAX_LEAVES} leaves: this is no checkpoint."
+            )
         self._done[id(node)] = found
         return found
 
@@ -198,7 +139,9 @@ class _Reader:
                 sorted(into)
             except TypeError:
                 raise self._wrong(
-                    node, path, "the keys of this dictionary are of several kinds and have no order: JAX takes no such tree."
+                    node,
+                    path,
+                    "the keys of this dictionary are of several kinds and have no order: JAX takes no such tree.",
                 ) from None
         return into, total
 
@@ -236,7 +179,7 @@ class _Reader:
         name = call.fn.name
         self.used.add(id(call.fn))
         try:
-            if name in _ARRAYS:
+            if name in names.ARRAYS:
                 return arrays.array(self._source, call, _where(path)), 1
             if call.kwargs is not None and not (isinstance(call.kwargs, Pairs) and not call.kwargs.pairs):
                 raise Malformed("it is made with keywords, which no data is; the file is damaged")
@@ -247,25 +190,25 @@ class _Reader:
             raise self._wrong(call, path, f"{err}.") from err
 
     def _known(self, call: Call, name: str, args: list[Any], path: Path, depth: int) -> tuple[Any, int]:
-        if name in _MAPPINGS or name == _ORDERED or name == _DEFAULT:
+        if name in (names.ORDERED, names.DEFAULT) or name in names.MAPPINGS:
             return self._mapping(call, name, args, path, depth)
-        if name in _LISTS or name in _SETS:
+        if name in names.LISTS or name in names.SETS:
             made, count = self._one(args, path, depth)
             more, others = self._items(list, call.items, call, path, depth)
             if not isinstance(made, (list, tuple, set, frozenset)):
                 raise Malformed("a list of something that has no items; the file is damaged")
-            return _SETS.get(name, list)([*made, *more]), count + others
-        if name in _BYTES:
+            return names.SETS.get(name, list)([*made, *more]), count + others
+        if name in names.BYTES:
             found = arrays.encoded(call)
             value = self._string(found, path) if isinstance(found, Payload) else found
             return (value.encode("latin-1", "replace") if isinstance(value, str) else value), 1
-        if name in _COMPLEX:
+        if name in names.COMPLEX:
             return self._complex(args), 1
-        if name in _WRAPPED_ARRAYS:
+        if name in names.WRAPPED_ARRAYS:
             return self.build(args[0] if args else None, path, depth + 1)
-        if name in _KEYS:
+        if name in names.KEYS:
             return self._key_array(call, path), 1
-        if name == arrays._DTYPE:
+        if name == names.DTYPE:
             raise Malformed("a dtype by itself is no leaf of a tree")
         return self._tuple(call, name, args, path, depth)
 
@@ -275,19 +218,21 @@ class _Reader:
         return self.build(args[0], path, depth + 1) if args else ([], 1)
 
     def _mapping(self, call: Call, name: str, args: list[Any], path: Path, depth: int) -> tuple[Any, int]:
-        into: Any = collections.OrderedDict() if name == _ORDERED else {}
-        if name == _DEFAULT:
+        into: Any = collections.OrderedDict() if name == names.ORDERED else {}
+        if name == names.DEFAULT:
             factory = name_of(args[0]).replace("__builtin__", "builtins") if args else ""
-            if args and args[0] is not None and factory not in _FACTORIES:
+            if args and args[0] is not None and factory not in names.FACTORIES:
                 raise Malformed("a defaultdict with a factory that is no plain container or number")
             if args and isinstance(args[0], Global):
                 self.used.add(id(args[0]))
-            into, args = collections.defaultdict(_FACTORIES.get(factory)), args[1:]
+            into, args = collections.defaultdict(names.FACTORIES.get(factory)), args[1:]
         made, count = self._one(args, path, depth)
         if isinstance(made, Mapping):
             into.update(made)
         elif isinstance(made, (list, tuple)):  # Pairs, as Python 2's OrderedDict has them.
-            if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in made):
+            if not all(
+                isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in made
+            ):
                 raise Malformed("a dictionary of something that has no keys; the file is damaged")
             into.update(made)
         else:
@@ -307,16 +252,18 @@ class _Reader:
         """Returns a typed random key, from its implementation's name and its base array."""
         state = dict(call.state.pairs) if isinstance(call.state, Pairs) else {}
         impl, base = state.get("_impl", state.get("impl")), state.get("_base_array")
-        if not isinstance(impl, Call) or not isinstance(base, Call) or name_of(base.fn) not in _ARRAYS:
+        if not isinstance(impl, Call) or not isinstance(base, Call) or name_of(base.fn) not in names.ARRAYS:
             raise Malformed("a random key without implementation and values; the file is damaged or of an unknown JAX")
         self.used.add(id(impl.fn))
         args = impl.args.items if isinstance(impl.args, Items) else []
         # The functions of the implementation are named in the file; they are JAX's, taken by the implementation's name.
         self.used.update(id(arg) for arg in args if isinstance(arg, Global))
         texts = [arg for arg in args if isinstance(arg, str)]
-        name = next((_IMPLEMENTATIONS[text] for text in texts if text in _IMPLEMENTATIONS), None)
+        name = next((names.IMPLEMENTATIONS[text] for text in texts if text in names.IMPLEMENTATIONS), None)
         if name is None:
-            raise Malformed(f"a random key of the unknown implementation {texts}: write jax.random.key_data of it instead")
+            raise Malformed(
+                f"a random key of the unknown implementation {texts}: write jax.random.key_data of it instead"
+            )
         self.used.add(id(base.fn))
         values = arrays.array(self._source, base, _where(path))
         return _key_leaf(values, name, f"{self._source.path}, {_where(path)}")
@@ -324,10 +271,10 @@ class _Reader:
     def _tuple(self, call: Call, name: str, args: list[Any], path: Path, depth: int) -> tuple[Any, int]:
         """Returns a NamedTuple of optax's or the user's list; anything else is refused, its parts looked at too."""
         listed = self._namedtuples.get(name)
-        fields = _DATACLASSES.get(name)
+        fields = names.DATACLASSES.get(name)
         if call.items or call.pairs:
             listed = fields = None
-        state = _state(call)
+        state = state_of(call)
         if listed is None and fields is not None and state is not None:
             listed = fields
         if listed is None and state is None and call.new and call.args.items is args:
@@ -374,29 +321,6 @@ class _Reader:
                 todo += [x for pair in part.pairs for x in pair]
 
 
-def _state(call: Call) -> dict[str, Any] | None:
-    """Returns the attributes that BUILD gave an object, those of slots too; None if it gave none."""
-    if call.state is MISSING or call.state is None:
-        return None
-    found: dict[str, Any] = {}
-    parts = call.state.items if isinstance(call.state, Items) else [call.state]
-    for part in parts:
-        if isinstance(part, Pairs):
-            found.update((k, v) for k, v in part.pairs if isinstance(k, str))
-    return found
-
-
-def _looks(call: Call | None) -> tuple[list[str], int]:
-    """Returns what a refused object looks like: the fields of its state, or the number of its values."""
-    if call is None or not call.new:
-        return [], 0
-    state = _state(call)
-    if state is not None:
-        names = [n for n in state if n.isidentifier() and not n.startswith("_")]
-        return names[:20], 0
-    return [], len(call.args.items) if isinstance(call.args, Items) and call.args.items else 0
-
-
 def _where(path: Path) -> str:
     return repr(join(path)) if path else "the top"
 
@@ -408,4 +332,4 @@ def _key_leaf(values: Any, implementation: str, where: str) -> LazyLeaf:
     if values.dtype != np.uint32 or shape[len(shape) - len(width) :] != width:
         raise Malformed(f"a random key of {implementation} with values of the shape {shape}; the file is damaged")
     wrap = functools.partial(jax.random.wrap_key_data, impl=implementation)
-    return LazyLeaf(shape[: len(shape) - len(width)], kind.dtype, lambda: wrap(np.asarray(values)), where)
+    return LazyLeaf(shape[: len(shape) - len(width)], kind.dtype, lambda: wrap(jnp.asarray(read_leaf(values))), where)

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
+from converters.formats._pickle_nodes import MISSING, Call, Global, Items, Pairs, Payload
 from converters.formats._pickle_source import Source
 
 LONG = 4096  # Strings from this many bytes on stay in the file.
@@ -35,68 +36,6 @@ _OUTSIDE = {
     "NEXT_BUFFER": "an out-of-band buffer: the arrays were kept apart from this file",
     "READONLY_BUFFER": "an out-of-band buffer: the arrays were kept apart from this file",
 }
-
-
-class Global:
-    """A dotted name, not looked up."""
-
-    __slots__ = ("name", "offset")
-
-    def __init__(self, name: str, offset: int):
-        self.name, self.offset = name, offset
-
-
-class Call:
-    """A call of whatever `fn` is, not made, and what was done to its result.
-
-    Attributes:
-      fn: A `Global`, or any other node in a damaged or hostile file.
-      args: A node: the `Items` of the arguments.
-      kwargs: A node, None if there were none.
-      new: Whether `fn.__new__` was meant (NEWOBJ) and not `fn` (REDUCE).
-      state: What BUILD gave, `MISSING` if there was none.
-      items, pairs: What was appended, and set as items.
-      raw: The `Payload` that followed the object, outside the pickle's own stream (joblib).
-    """
-
-    __slots__ = ("fn", "args", "kwargs", "new", "state", "items", "pairs", "raw", "offset")
-
-    def __init__(self, fn: Any, args: Any, kwargs: Any, new: bool, offset: int):
-        self.fn, self.args, self.kwargs, self.new, self.offset = fn, args, kwargs, new, offset
-        self.state: Any = MISSING
-        self.items: list[Any] = []
-        self.pairs: list[tuple[Any, Any]] = []
-        self.raw: Payload | None = None
-
-
-class Items:
-    """A list, tuple, set or frozenset (`kind`) of nodes."""
-
-    __slots__ = ("kind", "items", "offset")
-
-    def __init__(self, kind: type, items: list[Any], offset: int):
-        self.kind, self.items, self.offset = kind, items, offset
-
-
-class Pairs:
-    """A dictionary: keys may repeat and be anything still."""
-
-    __slots__ = ("pairs", "offset")
-
-    def __init__(self, pairs: list[tuple[Any, Any]], offset: int):
-        self.pairs, self.offset = pairs, offset
-
-
-class Payload:
-    """A long string of the file: `length` bytes from `offset` on, as they are or (`text`) as UTF-8."""
-
-    __slots__ = ("offset", "length", "text")
-
-    def __init__(self, offset: int, length: int, text: bool = False):
-        self.offset, self.length, self.text = offset, length, text
-
-
-MISSING = Global("", -1)
 
 
 def parse(source: Source, raw_after: Callable[[Call], tuple[bool, int] | None]) -> tuple[Any, list[Global]]:
@@ -166,7 +105,9 @@ class _Machine:
         if known is None:
             raise self._wrong(f"{byte!r} is no opcode of a pickle; the file is damaged.")
         if known.name in _OUTSIDE:
-            raise self._wrong(f"{known.name}: {_OUTSIDE[known.name]}. Write the file anew as one pickle of NumPy arrays.")
+            raise self._wrong(
+                f"{known.name}: {_OUTSIDE[known.name]}. Write the file anew as one pickle of NumPy arrays."
+            )
         raise self._wrong(
             f"{known.name} belongs to the text protocols of pickle, which no checkpoint of JAX uses. Load the file where"
             " it was written and dump it with protocol=4."
@@ -229,84 +170,84 @@ class _Machine:
 
     # Opcodes, as pickletools names them ------------------------------------------------------------------------------
 
-    def proto(self) -> None:
+    def do_proto(self) -> None:
         if self._uint(1) > 5:
             raise self._wrong("a protocol above 5.")
 
-    def frame(self) -> None:
+    def do_frame(self) -> None:
         self._take(8)  # Only a hint of how much to read at once.
 
-    def none(self) -> None:
+    def do_none(self) -> None:
         self._stack.append(None)
 
-    def true(self) -> None:
+    def do_true(self) -> None:
         self._stack.append(True)
 
-    def false(self) -> None:
+    def do_false(self) -> None:
         self._stack.append(False)
 
-    def binint(self) -> None:
+    def do_binint(self) -> None:
         self._stack.append(int.from_bytes(self._take(4), "little", signed=True))
 
-    def binint1(self) -> None:
+    def do_binint1(self) -> None:
         self._stack.append(self._take(1)[0])
 
-    def binint2(self) -> None:
+    def do_binint2(self) -> None:
         self._stack.append(self._uint(2))
 
-    def long1(self) -> None:
+    def do_long1(self) -> None:
         self._stack.append(int.from_bytes(self._take(self._uint(1)), "little", signed=True))
 
-    def long4(self) -> None:
+    def do_long4(self) -> None:
         size = self._uint(4)
         if size > _MAX_INT:
             raise self._wrong(f"an integer of {size} bytes: this is no checkpoint.")
         self._stack.append(int.from_bytes(self._take(size), "little", signed=True))
 
-    def binfloat(self) -> None:
+    def do_binfloat(self) -> None:
         self._stack.append(struct.unpack(">d", self._take(8))[0])
 
-    def short_binunicode(self) -> None:
+    def do_short_binunicode(self) -> None:
         self._text(self._uint(1))
 
-    def binunicode(self) -> None:
+    def do_binunicode(self) -> None:
         self._text(self._uint(4))
 
-    def binunicode8(self) -> None:
+    def do_binunicode8(self) -> None:
         self._text(self._uint(8))
 
-    def short_binbytes(self) -> None:
+    def do_short_binbytes(self) -> None:
         self._string(self._uint(1))
 
-    def binbytes(self) -> None:
+    def do_binbytes(self) -> None:
         self._string(self._uint(4))
 
-    def binbytes8(self) -> None:
+    def do_binbytes8(self) -> None:
         self._string(self._uint(8))
 
-    def short_binstring(self) -> None:
+    def do_short_binstring(self) -> None:
         self._stack.append(str(self._take(self._uint(1)), "latin-1"))
 
-    def binstring(self) -> None:  # Python 2: text and bytes alike.
+    def do_binstring(self) -> None:  # Python 2: text and bytes alike.
         size = self._uint(4)
         if size >= LONG:
             self._string(size)
         else:
             self._stack.append(str(self._take(size), "latin-1"))
 
-    def empty_list(self) -> None:
+    def do_empty_list(self) -> None:
         self._push(Items(list, [], self._file.tell()))
 
-    def empty_tuple(self) -> None:
+    def do_empty_tuple(self) -> None:
         self._push(Items(tuple, [], self._file.tell()))
 
-    def empty_set(self) -> None:
+    def do_empty_set(self) -> None:
         self._push(Items(set, [], self._file.tell()))
 
-    def empty_dict(self) -> None:
+    def do_empty_dict(self) -> None:
         self._push(Pairs([], self._file.tell()))
 
-    def mark(self) -> None:
+    def do_mark(self) -> None:
         self._count()
         self._outer.append(self._stack)
         self._stack = []
@@ -317,16 +258,16 @@ class _Machine:
         items, self._stack = self._stack, self._outer.pop()
         return items
 
-    def pop(self) -> None:
+    def do_pop(self) -> None:
         if self._stack:
             self._stack.pop()
         else:
             self._marked()
 
-    def pop_mark(self) -> None:
+    def do_pop_mark(self) -> None:
         self._marked()
 
-    def dup(self) -> None:
+    def do_dup(self) -> None:
         self._push(self._stack[-1])
 
     def _tuple_of(self, size: int) -> None:
@@ -336,25 +277,25 @@ class _Machine:
         del self._stack[-size:]
         self._push(Items(tuple, items, self._file.tell()))
 
-    def tuple1(self) -> None:
+    def do_tuple1(self) -> None:
         self._tuple_of(1)
 
-    def tuple2(self) -> None:
+    def do_tuple2(self) -> None:
         self._tuple_of(2)
 
-    def tuple3(self) -> None:
+    def do_tuple3(self) -> None:
         self._tuple_of(3)
 
-    def tuple(self) -> None:
+    def do_tuple(self) -> None:
         self._push(Items(tuple, self._marked(), self._file.tell()))
 
-    def list(self) -> None:
+    def do_list(self) -> None:
         self._push(Items(list, self._marked(), self._file.tell()))
 
-    def frozenset(self) -> None:
+    def do_frozenset(self) -> None:
         self._push(Items(frozenset, self._marked(), self._file.tell()))
 
-    def dict(self) -> None:
+    def do_dict(self) -> None:
         self._push(Pairs(self._paired(self._marked()), self._file.tell()))
 
     def _paired(self, items: list[Any]) -> list[tuple[Any, Any]]:
@@ -369,21 +310,21 @@ class _Machine:
         else:
             raise self._wrong("something is appended to what is no list; the file is damaged.")
 
-    def append(self) -> None:
+    def do_append(self) -> None:
         item = self._stack.pop()
         self._extend([item], (list,))
 
-    def appends(self) -> None:
+    def do_appends(self) -> None:
         self._extend(self._marked(), (list,))
 
-    def additems(self) -> None:
+    def do_additems(self) -> None:
         self._extend(self._marked(), (set,))
 
-    def setitem(self) -> None:
+    def do_setitem(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
         self._set([(key, value)])
 
-    def setitems(self) -> None:
+    def do_setitems(self) -> None:
         self._set(self._paired(self._marked()))
 
     def _set(self, pairs: list[tuple[Any, Any]]) -> None:
@@ -397,29 +338,29 @@ class _Machine:
         self.names.append(node)
         self._push(node)
 
-    def global_(self) -> None:
+    def do_global(self) -> None:
         module = self._line()
         self._name(module, self._line())
 
-    def stack_global(self) -> None:
+    def do_stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise self._wrong("a name is no text; the file is damaged.")
         self._name(module, name)
 
-    def reduce(self) -> None:
+    def do_reduce(self) -> None:
         args, fn = self._stack.pop(), self._stack.pop()
         self._push(Call(fn, args, None, False, self._file.tell()))
 
-    def newobj(self) -> None:
+    def do_newobj(self) -> None:
         args, fn = self._stack.pop(), self._stack.pop()
         self._push(Call(fn, args, None, True, self._file.tell()))
 
-    def newobj_ex(self) -> None:
+    def do_newobj_ex(self) -> None:
         kwargs, args, fn = self._stack.pop(), self._stack.pop(), self._stack.pop()
         self._push(Call(fn, args, kwargs, True, self._file.tell()))
 
-    def build(self) -> None:
+    def do_build(self) -> None:
         state, top = self._stack.pop(), self._stack[-1]
         if not isinstance(top, Call) or top.state is not MISSING:
             raise self._wrong("a state is given to what can have none; the file is damaged.")
@@ -435,13 +376,13 @@ class _Machine:
         self._count()
         self._memo[index] = self._stack[-1]
 
-    def memoize(self) -> None:
+    def do_memoize(self) -> None:
         self._put(len(self._memo))
 
-    def binput(self) -> None:
+    def do_binput(self) -> None:
         self._put(self._uint(1))
 
-    def long_binput(self) -> None:
+    def do_long_binput(self) -> None:
         self._put(self._uint(4))
 
     def _get(self, index: int) -> None:
@@ -449,66 +390,66 @@ class _Machine:
             raise self._wrong("an object is used that was not stored before; the file is damaged.")
         self._stack.append(self._memo[index])
 
-    def binget(self) -> None:
+    def do_binget(self) -> None:
         self._get(self._uint(1))
 
-    def long_binget(self) -> None:
+    def do_long_binget(self) -> None:
         self._get(self._uint(4))
 
 
 # Opcode -> the method that runs it. All that protocols 2 to 5 write but `.`, which ends the loop.
 _TABLE: dict[bytes, str] = {
-    b"\x80": "proto",
-    b"\x95": "frame",
-    b"N": "none",
-    b"\x88": "true",
-    b"\x89": "false",
-    b"J": "binint",
-    b"K": "binint1",
-    b"M": "binint2",
-    b"\x8a": "long1",
-    b"\x8b": "long4",
-    b"G": "binfloat",
-    b"\x8c": "short_binunicode",
-    b"X": "binunicode",
-    b"\x8d": "binunicode8",
-    b"C": "short_binbytes",
-    b"B": "binbytes",
-    b"\x8e": "binbytes8",
-    b"\x96": "binbytes8",  # BYTEARRAY8: an array's buffer, never one to be written to.
-    b"U": "short_binstring",
-    b"T": "binstring",
-    b"]": "empty_list",
-    b")": "empty_tuple",
-    b"\x8f": "empty_set",
-    b"}": "empty_dict",
-    b"(": "mark",
-    b"0": "pop",
-    b"1": "pop_mark",
-    b"2": "dup",
-    b"\x85": "tuple1",
-    b"\x86": "tuple2",
-    b"\x87": "tuple3",
-    b"t": "tuple",
-    b"l": "list",
-    b"\x91": "frozenset",
-    b"d": "dict",
-    b"a": "append",
-    b"e": "appends",
-    b"\x90": "additems",
-    b"s": "setitem",
-    b"u": "setitems",
-    b"c": "global_",
-    b"\x93": "stack_global",
-    b"R": "reduce",
-    b"\x81": "newobj",
-    b"\x92": "newobj_ex",
-    b"b": "build",
-    b"\x94": "memoize",
-    b"q": "binput",
-    b"r": "long_binput",
-    b"h": "binget",
-    b"j": "long_binget",
+    b"\x80": "do_proto",
+    b"\x95": "do_frame",
+    b"N": "do_none",
+    b"\x88": "do_true",
+    b"\x89": "do_false",
+    b"J": "do_binint",
+    b"K": "do_binint1",
+    b"M": "do_binint2",
+    b"\x8a": "do_long1",
+    b"\x8b": "do_long4",
+    b"G": "do_binfloat",
+    b"\x8c": "do_short_binunicode",
+    b"X": "do_binunicode",
+    b"\x8d": "do_binunicode8",
+    b"C": "do_short_binbytes",
+    b"B": "do_binbytes",
+    b"\x8e": "do_binbytes8",
+    b"\x96": "do_binbytes8",  # BYTEARRAY8: an array's buffer, never one to be written to.
+    b"U": "do_short_binstring",
+    b"T": "do_binstring",
+    b"]": "do_empty_list",
+    b")": "do_empty_tuple",
+    b"\x8f": "do_empty_set",
+    b"}": "do_empty_dict",
+    b"(": "do_mark",
+    b"0": "do_pop",
+    b"1": "do_pop_mark",
+    b"2": "do_dup",
+    b"\x85": "do_tuple1",
+    b"\x86": "do_tuple2",
+    b"\x87": "do_tuple3",
+    b"t": "do_tuple",
+    b"l": "do_list",
+    b"\x91": "do_frozenset",
+    b"d": "do_dict",
+    b"a": "do_append",
+    b"e": "do_appends",
+    b"\x90": "do_additems",
+    b"s": "do_setitem",
+    b"u": "do_setitems",
+    b"c": "do_global",
+    b"\x93": "do_stack_global",
+    b"R": "do_reduce",
+    b"\x81": "do_newobj",
+    b"\x92": "do_newobj_ex",
+    b"b": "do_build",
+    b"\x94": "do_memoize",
+    b"q": "do_binput",
+    b"r": "do_long_binput",
+    b"h": "do_binget",
+    b"j": "do_long_binget",
 }
 
 

@@ -118,7 +118,7 @@ class Source:
 
     def _unpack(self, file: IO[bytes], kind: str, max_bytes: int | None) -> None:
         limit = _RATIO * self.size + _FREE if max_bytes is None else max_bytes
-        spool: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115
+        spool: Any = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         weakref.finalize(self, spool.close)
         stream, size = unpacked(file, kind), 0
         while True:

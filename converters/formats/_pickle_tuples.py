@@ -132,7 +132,7 @@ def made(dotted: str, fields: tuple[str, ...]) -> type:
     TrainingState(params=1, opt_state=2)
     """
     module, _, name = dotted.rpartition(".")
-    cls = collections.namedtuple(name, fields)  # type: ignore[misc]  # noqa: PYI024
+    cls = collections.namedtuple(name, fields)  # type: ignore[misc]
     cls.__module__, cls.__qualname__ = module, name
     return cls
 

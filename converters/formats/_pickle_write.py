@@ -89,13 +89,15 @@ def _refused(cls: type) -> str | None:
 def _leaf_problem(leaf: Any) -> str | None:
     kind = getattr(leaf, "dtype", None)
     if kind is None or not hasattr(leaf, "shape"):
-        return f"a {type(leaf).__name__} is neither an array, a number, a text nor a container that a pickle should hold"
+        return (
+            f"a {type(leaf).__name__} is neither an array, a number, a text nor a container that a pickle should hold"
+        )
     if jax.dtypes.issubdtype(kind, jax.dtypes.prng_key):
         return (
             f"{describe(leaf)} is a typed random key, whose pickle only the same release of JAX could load: write"
             " jax.random.key_data of it, and wrap it with jax.random.wrap_key_data after loading"
         )
-    if isinstance(leaf, jax.core.Tracer) or isinstance(leaf, jax.ShapeDtypeStruct):
+    if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         return f"{describe(leaf)} has no values: write the tree outside jit and eval_shape"
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return f"{describe(leaf)} is spread over several processes: gather it, or write orbax"
@@ -105,7 +107,7 @@ def _leaf_problem(leaf: Any) -> str | None:
 
 
 def write(path: pathlib.Path, tree: Any) -> None:
-    """Writes a tree without problems to a new file, packed by gzip if its final name ends in `.gz`; on the disk when done."""
+    """Writes a tree without problems to a new file, by gzip if its final name ends in `.gz`; on the disk when it returns."""
     with path.open("xb") as file:
         if _TEMPORARY.sub("", path.name).endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=1) as packed:
@@ -194,7 +196,7 @@ def pieces(value: np.ndarray) -> Iterator[memoryview]:
     if value.size == 0:
         return
     if value.flags.c_contiguous:
-        yield memoryview(value.reshape(-1).view(np.uint8))
+        yield value.reshape(-1).view(np.uint8).data
         return
     rest = math.prod(value.shape[1:]) * value.itemsize
     if rest > _PIECE:
@@ -203,7 +205,7 @@ def pieces(value: np.ndarray) -> Iterator[memoryview]:
         return
     step = max(1, _PIECE // max(rest, 1))
     for start in range(0, value.shape[0], step):
-        yield memoryview(np.ascontiguousarray(value[start : start + step]).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(value[start : start + step]).reshape(-1).view(np.uint8).data
 
 
 def name(module: str, attribute: str) -> bytes:
@@ -213,7 +215,8 @@ def name(module: str, attribute: str) -> bytes:
 
 def dtype(kind: np.dtype) -> bytes:
     """Returns the opcodes that push a dtype, as `dtype.__reduce__` describes it."""
-    _, (code, *_), state = kind.__reduce__()  # type: ignore[misc]
+    reduced: Any = kind.__reduce__()
+    _, (code, *_), state = reduced
     what = plain(code) if isinstance(code, str) else name("ml_dtypes", code.__name__)
     return name("numpy", "dtype") + what + b"\x89\x88\x87R(" + b"".join(map(plain, state[:8])) + b"tb"
 
