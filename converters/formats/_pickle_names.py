@@ -10,21 +10,31 @@ from converters.formats import _pickle_arrays as arrays
 from converters.formats._pickle_nodes import Call, Items, state_of
 
 DTYPE = "numpy.dtype"
+_JAX_MODULES = (
+    "jax._src.array",
+    "jax._src.device_array",
+    "jax.interpreters.xla",
+    "jax.interpreters.pxla",
+    "jaxlib.xla_extension",
+    "jaxlib._jax",
+)
 ARRAYS = frozenset(
     (
         *arrays.RECONSTRUCT,
         *arrays.SCALAR,
         *arrays.FROM_BUFFER,
         arrays.JOBLIB,
-        "jax._src.array._reconstruct_array",
-        "jax.interpreters.xla.reconstruct_device_array",
-        "jax._src.device_array.reconstruct_device_array",
-        "jaxlib.xla_extension._reconstruct_array",
-        "jaxlib.xla_extension.reconstruct_device_array",
+        *(f"{module}._reconstruct_array" for module in _JAX_MODULES),
+        *(f"{module}.reconstruct_device_array" for module in _JAX_MODULES),
     )
 )
-# Called with one array, or one array and its weak type.
-WRAPPED_ARRAYS = frozenset(("jax._src.literals.TypedNdArray",))
+# Called with an array, and things that an array does not have (weak type, device).
+WRAPPED_ARRAYS = frozenset(
+    (
+        "jax._src.literals.TypedNdArray",
+        *(f"{module}.{name}" for module in _JAX_MODULES for name in ("ArrayImpl", "DeviceArray", "_DeviceArray")),
+    )
+)
 BYTES = frozenset((arrays.ENCODE, "builtins.bytes", "builtins.bytearray", "__builtin__.bytes", "__builtin__.bytearray"))
 
 # Mappings of Haiku and Flax that were called with one dictionary, which they stand for; lists likewise.
