@@ -1,0 +1,286 @@
+"""The second round of planning: layers that `[modules]` places, then those that names and shapes place without a doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bridges.core._flat import under
+from bridges.mapping._agree import difference
+from bridges.mapping._draft import Draft, Match
+from bridges.mapping._identify import Found, cut, identify, like
+from bridges.mapping._op import Abstract, signature
+from bridges.mapping._place import place
+from bridges.mapping._plan import NOT_EXACT
+from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._template import Index, Template
+
+
+class LayerMatcher:
+    """Finds the layers of both ends, pairs them and matches their leaves.
+
+    Attributes:
+      rows: The layer rows that apply; of two with one type, the earlier part's.
+    """
+
+    def __init__(self, draft: Draft):
+        self.draft = draft
+        self.rows: list[LayerRow] = []
+        self.refusals: tuple[dict[str, str], dict[str, str]] = ({}, {})  # type -> why it cannot be converted
+        for part in draft.mapping.parts:
+            earlier = {row.type for row in self.rows}
+            self.rows += [row for row in part.layers if row.type not in earlier and not row.refuse]
+            for end in (0, 1):
+                types = {t: row.refuse for row in part.layers if row.refuse for t in (row.dst if end else row.src)}
+                self.refusals[end].update({t: reason for t, reason in types.items() if t not in self.refusals[end]})
+        self.refused: tuple[dict[str, str], dict[str, str]] = ({}, {})  # module -> what is wrong with it
+
+    def layers(self) -> None:
+        """Places the layers that still have leaves to be placed, and matches their leaves."""
+        given = [(level, s, d) for level, part in enumerate(self.draft.mapping.parts) for s, d in part.modules]
+        if not given and not self.rows:
+            return
+        found = [
+            identify(self.convertible(end, given), spec.layers, self.rows, side)
+            for end, (spec, side) in enumerate(((self.draft.src, "src"), (self.draft.dst, "dst")))
+        ]
+        free = [
+            {m: f for m, f in found[0].items() if not f.leaves <= self.draft.sources.keys()},
+            {m: f for m, f in found[1].items() if not f.leaves <= self.draft.targets.keys()},
+        ]
+        containers = self.given(given, free)
+        if not self.rows:
+            return
+        likes = self.likes(free)
+        for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
+            inside = [{m: likes[end][m] for m in free[end] if under(m, base[end])} for end in (0, 1)]
+            pairs, doubts = place(inside[0], inside[1], *base)
+            for s, d, how in pairs:
+                self.pair(free[0].pop(s), free[1].pop(d), how)
+            for here, there in doubts:
+                self.draft.problems.append(
+                    f"{_names(here)} and {_names(there)} fit each other in several ways. Say which is which under [modules]."
+                )
+                for end, paths in enumerate((here, there)):
+                    for m in paths:
+                        self.draft.explained[end].update(free[end].pop(m).leaves)
+
+    def convertible(self, end: int, given: Sequence[tuple[int, Template, Template]]) -> dict[str, Abstract]:
+        """Returns the entries of an end that layers may be made of.
+
+        Those of the random state are none where the other end is of another framework; nor are those of a refused layer
+        that is made of others, since its parts would be taken for layers of their own.
+        """
+        layers = (self.draft.src, self.draft.dst)[end].layers
+        apart = self.draft.src.framework != self.draft.dst.framework
+        known = {t for row in self.rows for t in (row.dst if end else row.src)}
+        for m, layer in layers.items():
+            reason = self.refusals[end].get(layer.type)
+            if any(above in layers and layers[above].type in known for above in _above(m) if above != m):
+                continue  # a part of a layer that has a row, such as the averages of Haiku's BatchNorm
+            if reason and not any(_reaches(line[1:][end], m) for line in given):
+                self.refused[end][m] = f"is a {layer.type}, which cannot be converted: {reason}"
+        rest = {}
+        for path, value in self.draft.ends[end].items():
+            module = cut(path)[1]
+            owner = next((m for m in _above(module) if m in self.refused[end]), module)
+            if owner == module and not (apart and self.draft.random(end, path)):
+                rest[path] = value
+        return rest
+
+    def refuse(self) -> None:
+        """Reports the layers that are refused and found no counterpart."""
+        for end, done in enumerate((self.draft.sources, self.draft.targets)):
+            for path in self.draft.ends[end] if self.refused[end] else ():
+                module = next((m for m in _above(cut(path)[1]) if m in self.refused[end]), None)
+                if module is not None and path not in done:
+                    self.draft.explained[end].add(path)
+                    self.draft.problems.append(f"{('source', 'target')[end]} {module!r} {self.refused[end][module]}")
+
+    def given(
+        self, given: Sequence[tuple[int, Template, Template]], free: list[dict[str, Found]]
+    ) -> list[tuple[str, str]]:
+        """Pairs the layers that `[modules]` names; returns the pairs of modules that only hold others."""
+        index: Index[int] = Index()
+        for n, (_, template, _) in enumerate(given):
+            index.add(template, n)
+        parents = {m[:at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
+        used: set[int] = set()
+        containers = []
+        for module in [*free[0], *sorted(parents - free[0].keys())]:
+            matches = index.match(module)
+            if not matches:
+                continue
+            used.update(n for n, _ in matches)
+            first = min(given[n][0] for n, _ in matches)
+            goals = {given[n][2].format(values) for n, values in matches if given[n][0] == first}
+            if len(goals) > 1:
+                self.draft.problems.append(
+                    f"[modules] sends {module!r} to {_names(sorted(goals))}: make one of the lines narrower"
+                )
+                continue
+            goal = goals.pop()
+            if module not in free[0]:
+                containers.append((module, goal))
+            elif goal in free[1]:
+                self.pair(free[0].pop(module), free[1].pop(goal), "given")
+            else:
+                self.draft.problems.append(
+                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill."
+                    + self.draft.near(goal, free[1])
+                )
+                self.draft.explained[0].update(free[0].pop(module).leaves)
+        everything = {cut(p)[1] for p in self.draft.ends[0]}
+        for n, (_, template, goal_template) in enumerate(given):
+            if n not in used and not any(_reaches(template, m) for m in everything):
+                self.draft.problems.append(
+                    f"[modules] {template.text!r} = {goal_template.text!r} is unused: the source has no such module."
+                    + self.draft.near(template.text, everything)
+                )
+        return containers
+
+    def likes(self, free: list[dict[str, Found]]) -> list[dict[str, Any]]:
+        """Returns what each layer is like; of several rows, one that the other end has as well."""
+        both = [
+            {m: like(f, self.draft.ends[end], self.rows, side) for m, f in free[end].items()}
+            for end, side in ((0, "src"), (1, "dst"))
+        ]
+        have = [{x for options in end.values() for x in options.values()} for end in both]
+        return [
+            {
+                m: next((x for x in options.values() if x in have[1 - end]), next(iter(options.values())))
+                for m, options in both[end].items()
+            }
+            for end in (0, 1)
+        ]
+
+    def pair(self, src: Found, dst: Found, how: str) -> None:
+        """Matches the leaves of two layers that stand for one another."""
+        rows = [r for r in src.rows if r in dst.rows]
+        self.draft.placements.append((src.path, dst.path, how))
+        if not rows and (src.rows or dst.rows):
+            types = [" or ".join(self.rows[r].type for r in f.rows) or "an unknown layer" for f in (src, dst)]
+            known = [spec.layers.get(f.path) for spec, f in ((self.draft.src, src), (self.draft.dst, dst))]
+            types = [f"{t} ({k.type})" if k else t for t, k in zip(types, known, strict=True)]
+            self.draft.problems.append(
+                f"{src.path!r} is {types[0]}, {dst.path!r} ({how}) is {types[1]}: no layer convention joins the two"
+            )
+            self.draft.explained[0].update(src.leaves)
+            self.draft.explained[1].update(dst.leaves)
+            return
+        if not rows and how != "given" and self.stock(src.path, dst.path):
+            if self.refused[0].get(src.path) or self.refused[1].get(dst.path):
+                return  # `refuse` says why
+            joined = " and ".join(
+                spec.layers[f.path].type for spec, f in ((self.draft.src, src), (self.draft.dst, dst))
+            )
+            self.draft.problems.append(
+                f"{src.path!r} and {dst.path!r} have the same leaves, but no convention says that {joined} mean the same by"
+                " them. If they do, say so under [modules]."
+            )
+            self.draft.explained[0].update(src.leaves)
+            self.draft.explained[1].update(dst.leaves)
+            return
+        if not rows:
+            for path in sorted(src.leaves - self.draft.sources.keys()):
+                collection, _, leaf = cut(path)
+                goal = "/".join(filter(None, (collection, dst.path, leaf)))
+                self.draft.add(Match(_RENAME, (path,), (goal,), how))
+            return
+        outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how)] for r in rows]
+        if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
+            types = [self.rows[r].type for r in rows]
+            self.draft.problems.append(
+                f"{src.path!r} -> {dst.path!r} could be {' or '.join(types)}, which are stored differently: plan with specs"
+                " that have `layers` (the adapter's spec of the model)"
+            )
+        for match in outcomes[0]:
+            self.draft.add(match)
+        self.hyperparameters(self.rows[rows[0]], src.path, dst.path)
+
+    def stock(self, src: str, dst: str) -> bool:
+        """Whether these are layers of two different frameworks themselves, not of the user."""
+        ends = (self.draft.src, src), (self.draft.dst, dst)
+        types = [spec.layers[m].type if m in spec.layers else "" for spec, m in ends]
+        own = all(t.startswith(spec.framework + ".") for t, (spec, _) in zip(types, ends, strict=True))
+        return own and self.draft.src.framework != self.draft.dst.framework
+
+    def row_matches(self, r: int, src: Found, dst: Found, how: str) -> list[Match]:
+        """Returns the matches of a row's rules for two layers."""
+        matches = []
+        for k, rule in enumerate(self.rows[r].rules):
+            sources = src.rows[r].get(k, ())
+            if (rule.src and not sources) or any(path in self.draft.sources for path in sources):
+                continue
+            targets = tuple(t.format({"m": dst.path}) for t in rule.dst)
+            if any(path in self.draft.targets for path in targets) or (not rule.src and k not in dst.rows[r]):
+                continue
+            if rule.refuse and not targets:
+                self.draft.problems.append(f"{sources[0]!r}: {rule.refuse}. If it is, name it under `drop`")
+                self.draft.explained[0].update(sources)
+                continue
+            matches.append(Match(rule, sources, targets, f"{self.rows[r].type}, {how}"))
+        return matches
+
+    def lean(self, match: Match) -> Match:
+        """Returns the match without a reshape to the shape that the array has already."""
+        ends = (
+            [self.draft.ends[0][p] for p in match.sources],
+            [self.draft.ends[1][p] for p in match.targets if p in self.draft.ends[1]],
+        )
+        same = len(ends[0]) == len(ends[1]) == 1 and signature(ends[0]) == signature(ends[1])
+        if not same or any(op.to_dict() != {"op": "reshape"} for op in match.rule.ops):
+            return match
+        return dataclasses.replace(match, rule=dataclasses.replace(match.rule, ops=()))
+
+    def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
+        """Compares what the two layers must agree in, where both models were at hand."""
+        layers = self.draft.src.layers.get(src), self.draft.dst.layers.get(dst)
+        if layers[0] is None or layers[1] is None:
+            return
+        for agree in row.agree:
+            values = difference(agree, layers[0], layers[1])
+            if values is None or agree.src is None or agree.dst is None:
+                continue
+            text = (
+                f"the target's {layers[1].type.split('.')[-1]} at {dst!r} has {agree.name} {values[1]!r}, the source's"
+                f" {layers[0].type.split('.')[-1]} at {src!r} has {values[0]!r}"
+            )
+            if any(
+                t.match(dst) is not None and name == agree.name
+                for p in self.draft.mapping.parts
+                for t, name in p.accept
+            ):
+                self.draft.notes.append((NOT_EXACT, f"accepted: {text}"))
+                continue
+            if agree.dst.name:
+                remedy = f"pass {agree.dst.name}={values[0]!r} there"
+            else:
+                remedy = f"the target has no such setting: change the source's {agree.src.name or 'layer'}"
+            effect = f" {agree.effect}" if agree.effect else ""
+            self.draft.problems.append(
+                f"{text}: {remedy}.{effect} To accept it: accept = {{ {dst!r} = ['{agree.name}'] }}"
+            )
+
+
+_RENAME = Rule((Template("{m:module}"),), (Template("{m:module}"),))
+
+
+def _above(module: str) -> Iterable[str]:
+    """Yields the module and those above it, to the root."""
+    while True:
+        yield module
+        if not module:
+            return
+        module = module.rpartition("/")[0]
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(map(repr, paths[:6])) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+
+
+def _reaches(template: Template, module: str) -> bool:
+    """Whether the template names the module, or one above it."""
+    parts = module.split("/")
+    return any(template.match("/".join(parts[: n + 1])) is not None for n in range(len(parts)))
