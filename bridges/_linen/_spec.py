@@ -6,44 +6,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from flax import linen as nn
 
 from bridges._linen._call import Call
 from bridges._linen._variables import flatten
 from bridges.core import _flat
-from bridges.core._errors import describe
-from bridges.core._spec import Layer, Spec
+from bridges.core._spec import Layer, Spec, plain
 
 
-def plain(value: Any) -> Any:
-    """Returns a constructor argument as a plain value: functions, modules and dtypes by their names.
-
-    >>> plain((3, 3)), plain(np.float32), plain(nn.relu), plain(nn.Dense(3))
-    ((3, 3), 'float32', 'relu', 'linen.Dense')
-    """
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(plain, value)) if type(value) in (tuple, list) else tuple(map(plain, value))
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, nn.Module):
-        return f"linen.{type(value).__name__}"
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return describe(value)
-    try:
-        return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
-    except TypeError:
-        pass
-    return getattr(value, "__name__", None) or repr(value)
+def _module(value: Any) -> str | None:
+    return f"linen.{type(value).__name__}" if isinstance(value, nn.Module) else None
 
 
 def layer_of(module: nn.Module) -> Layer:
     """Returns the layer of a bound or unbound Linen module: its class, and its dataclass fields as plain values."""
     fields = {
-        field.name: plain(getattr(module, field.name, None))
+        field.name: plain(getattr(module, field.name, None), _module)
         for field in dataclasses.fields(module)
         if field.name not in ("parent", "name")
     }
@@ -74,6 +52,7 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
       A `Spec` with `layers` by module path (`''` is the model itself) and `native` the abstract variables. Modules that
       share one scope (`nn.share_scope`) are listed once, as the outer one.
 
+    >>> import jax, numpy as np
     >>> s = spec(nn.Dense(4), jax.ShapeDtypeStruct((2, 3), np.float32))
     >>> s.entries['params/kernel'], s.layers[''].type, s.layers[''].hyperparameters['features']
     (ShapeDtypeStruct(shape=(3, 4), dtype=float32), 'linen.Dense', 4)

@@ -5,36 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from bridges._nnx._leaves import holds_data, is_array, native_path
 from bridges._nnx._maker import Maker
 from bridges._nnx._template import Template
 from bridges._nnx._variables import flatten
-from bridges.core._errors import describe
-from bridges.core._spec import Layer, Spec
-
-
-def plain(value: Any) -> Any:
-    """Returns an attribute as a plain value: functions, types and dtypes by their names.
-
-    >>> plain((3, 3)), plain(np.float32), plain(nnx.relu)
-    ((3, 3), 'float32', 'relu')
-    """
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
-        return value
-    if type(value) in (tuple, list):
-        return type(value)(map(plain, value))
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if is_array(value):
-        return describe(value)
-    try:
-        return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
-    except TypeError:
-        pass
-    return getattr(value, "__name__", None) or repr(value)
+from bridges.core._spec import Layer, Spec, plain
 
 
 def layer_of(module: Any) -> Layer:

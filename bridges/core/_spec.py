@@ -8,12 +8,13 @@ kinds it carries the layers that the model is made of, with the hyperparameters 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from bridges.core._errors import describe
 from bridges.core._state import State
 
 
@@ -31,6 +32,20 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stack:
+    """Copies of a module that live in the same entries, each along an axis of its own (scanned layers, ensembles).
+
+    Attributes:
+      size: How many copies.
+      axes: Collection -> the axis of its entries, from 0 on, counted without the axes of stacks further out. The entries of
+        other collections are the same for all copies.
+    """
+
+    size: int
+    axes: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """The abstract variables of a model.
 
@@ -38,6 +53,8 @@ class Spec:
       entries: Path -> `jax.ShapeDtypeStruct`, with kinds.
       framework: `'haiku'`, `'linen'`, `'nnx'` or `'flat'`.
       layers: Module path (without the collection) -> `Layer`; empty when only the variables were at hand.
+      stacks: Module path -> the stacks of this very module and all below it, the outermost first. None where there are no
+        stacks, or nothing was known of them.
       native: The framework's own variable tree with `jax.ShapeDtypeStruct` leaves; a `like` for `unflatten`.
     """
 
@@ -45,6 +62,7 @@ class Spec:
     framework: str = "flat"
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     native: Any = None
+    stacks: Mapping[str, tuple[Stack, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, entries: Mapping[str, Any] | Spec, framework: str = "flat") -> Spec:
@@ -66,3 +84,34 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         value = np.asarray(value)
     return jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)
+
+
+def plain(value: Any, name: Callable[[Any], str | None] = lambda value: None) -> Any:
+    """Returns a constructor argument or attribute as a plain value: functions, types and dtypes by their names.
+
+    Args:
+      value: Anything.
+      name: What to write for the framework's own objects, such as modules; None for anything else.
+
+    >>> plain((3, 3)), plain(np.float32), plain(jax.nn.relu), plain(np.zeros(2))
+    ((3, 3), 'float32', 'relu', 'float64[2]')
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list):
+        return type(value)(plain(item, name) for item in value)
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(item, name) for item in value)
+    if isinstance(value, dict):
+        return {key: plain(item, name) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, jax.Array, jax.ShapeDtypeStruct)):
+        return describe(value)
+    if (own := name(value)) is not None:
+        return own
+    try:
+        return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
+    except TypeError:
+        pass
+    return getattr(value, "__name__", None) or repr(value)

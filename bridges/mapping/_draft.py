@@ -6,7 +6,7 @@ The rounds of planning (`_explicit`, `_layers`) write into one draft; `_planner`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bridges.core._errors import MappingError, hint
@@ -15,8 +15,11 @@ from bridges.core._spec import Spec
 from bridges.mapping._each import Cast
 from bridges.mapping._mapping import Mapping
 from bridges.mapping._op import Abstract, Op, shapes, signature
-from bridges.mapping._plan import Item, constant, resolve
+from bridges.mapping._plan import Item, constant
+from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import Rule
+from bridges.mapping._template import Template
+from bridges.mapping._unrolled import Unrolled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Draft:
     Attributes:
       mapping, src, dst: What the plan is for.
       ends: Path -> abstract entry, of either end.
+      unrolled: Either end with its stacks taken apart; `ends` then has the entries, and matches are those, of single copies.
+      tied: Whether an entry of one end stands for several of the other.
       matches: In the order found.
       sources, targets: Path -> the match that it is in.
       problems: Texts, all of which are reported.
@@ -49,7 +54,9 @@ class Draft:
 
     def __init__(self, mapping: Mapping, src: Spec, dst: Spec):
         self.mapping, self.src, self.dst = mapping, src, dst
-        self.ends = dict(src.entries), dict(dst.entries)
+        self.ends: tuple[dict[str, Abstract], dict[str, Abstract]] = dict(src.entries), dict(dst.entries)
+        self.unrolled = tuple(Unrolled(spec, spec.entries, spec.entries, (), []) for spec in (src, dst))
+        self.tied = False
         self.problems: list[str] = []
         self.explained: tuple[set[str], set[str]] = (set(), set())
         self.notes: list[tuple[str, str]] = []
@@ -59,8 +66,28 @@ class Draft:
         self.placements: list[tuple[str, str, str]] = []
         self._resolved: dict[Any, tuple[tuple[Abstract, ...], ...]] = {}
 
-    def add(self, match: Match) -> None:
-        """Adds a match whose sources are free, if its targets are there and free."""
+    def unroll(self, declared: Sequence[Sequence[Sequence[tuple[Template, int]]]]) -> None:
+        """Takes apart the stacks of both ends, with what lines of the mapping say of either, as `indexed` has it."""
+        taken = self.sources, self.targets
+        self.unrolled = tuple(
+            Unrolled(
+                spec,
+                self.ends[end],
+                {*taken[end], *(p for p in self.ends[end] if self.random(end, p))},
+                declared[end],
+                self.problems,
+            )
+            for end, spec in enumerate((self.src, self.dst))
+        )
+        self.ends = dict(self.unrolled[0].entries), dict(self.unrolled[1].entries)
+
+    def entry(self, end: int, path: str) -> Abstract:
+        """Returns the abstract entry, or copy in an entry, at the path."""
+        found = self.ends[end].get(path)
+        return found if found is not None else (self.src, self.dst)[end].entries[path]
+
+    def add(self, match: Match, tied: bool = False) -> None:
+        """Adds a match whose sources are free, if its targets are there and free; where these are `tied`, in any case."""
         for path in match.targets:
             if path not in self.ends[1]:
                 origin = f"{' + '.join(map(repr, match.sources))} goes to" if match.sources else "a fill writes"
@@ -70,7 +97,7 @@ class Draft:
                 self.explained[0].update(match.sources)
                 return
             other = self.targets.get(path)
-            if other is not None:
+            if other is not None and not tied:
                 ends = [" + ".join(map(repr, m.sources)) or "a fill" for m in (other, match)]
                 self.problems.append(
                     f"{path!r} is the target of {ends[0]} ({other.how}) and of {ends[1]} ({match.how})"
@@ -80,6 +107,11 @@ class Draft:
         self.matches.append(match)
         self.sources.update(dict.fromkeys(match.sources, match))
         self.targets.update(dict.fromkeys(match.targets, match))
+
+    def whole(self, end: int, path: str) -> str:
+        """Returns the path of the entry itself, for that of a copy in it."""
+        copy = self.unrolled[end].copies.get(path)
+        return copy.path if copy else path
 
     def random(self, end: int, path: str) -> bool:
         """Whether the entry is random state: a key, or how often it was drawn from."""
@@ -101,9 +133,13 @@ class Draft:
 
     def item(self, match: Match) -> Item | None:
         """Returns the match as an item of the plan, its shapes checked."""
-        ins, outs = [self.ends[0][p] for p in match.sources], [self.ends[1][p] for p in match.targets]
+        ins, outs = [self.entry(0, p) for p in match.sources], [self.entry(1, p) for p in match.targets]
         ops = match.rule.ops
-        if ins and outs and any(t.match(match.targets[0]) is not None for p in self.mapping.parts for t in p.cast):
+        if (
+            ins
+            and outs
+            and any(t.match(self.whole(1, match.targets[0])) is not None for p in self.mapping.parts for t in p.cast)
+        ):
             ops = (Cast(str(outs[0].dtype)), *ops) if ins[0].dtype != outs[0].dtype else ops
         names = f"{' + '.join(map(repr, match.sources)) or 'fill'} -> {' + '.join(map(repr, match.targets)) or 'drop'}"
         try:

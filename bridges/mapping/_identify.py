@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bridges.core._spec import Layer
@@ -45,6 +45,15 @@ def cut(path: str) -> tuple[str, str, str]:
     head, _, leaf = path.rpartition("/")
     collection, _, module = head.partition("/")
     return collection, module, leaf
+
+
+def above(module: str) -> Iterable[str]:
+    """Yields the module and those above it, to the root."""
+    while True:
+        yield module
+        if not module:
+            return
+        module = module.rpartition("/")[0]
 
 
 def ends(rule: Rule, side: str) -> tuple[Template, ...]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from bridges.core._flat import under
 from bridges.mapping._agree import difference
 from bridges.mapping._draft import Draft, Match
-from bridges.mapping._identify import Found, cut, identify, like
+from bridges.mapping._identify import Found, above, cut, identify, like
 from bridges.mapping._op import Abstract, signature
 from bridges.mapping._place import place
 from bridges.mapping._plan import NOT_EXACT
 from bridges.mapping._rule import LayerRow, Rule
 from bridges.mapping._template import Index, Template
+from bridges.mapping._unrolled import indexed
 
 
 class LayerMatcher:
@@ -34,16 +34,20 @@ class LayerMatcher:
             for end in (0, 1):
                 types = {t: row.refuse for row in part.layers if row.refuse for t in (row.dst if end else row.src)}
                 self.refusals[end].update({t: reason for t, reason in types.items() if t not in self.refusals[end]})
+        self.compared: set[tuple[str, str]] = set()
         self.refused: tuple[dict[str, str], dict[str, str]] = ({}, {})  # module -> what is wrong with it
 
     def layers(self) -> None:
         """Places the layers that still have leaves to be placed, and matches their leaves."""
-        given = [(level, s, d) for level, part in enumerate(self.draft.mapping.parts) for s, d in part.modules]
-        if not given and not self.rows:
+        lines = [(level, *line) for level, part in enumerate(self.draft.mapping.parts) for line in part.modules]
+        if not lines and not self.rows:
             return
+        named = [[indexed(line[1:][end]) for line in lines] for end in (0, 1)]
+        self.draft.unroll([[stacks for _, stacks in named[end] if stacks] for end in (0, 1)])
+        given = [(line[0], s, d) for line, (s, _), (d, _) in zip(lines, *named, strict=True)]
         found = [
-            identify(self.convertible(end, given), spec.layers, self.rows, side)
-            for end, (spec, side) in enumerate(((self.draft.src, "src"), (self.draft.dst, "dst")))
+            identify(self.convertible(end, given), unrolled.layers, self.rows, side)
+            for end, (unrolled, side) in enumerate(zip(self.draft.unrolled, ("src", "dst"), strict=True))
         ]
         free = [
             {m: f for m, f in found[0].items() if not f.leaves <= self.draft.sources.keys()},
@@ -52,19 +56,31 @@ class LayerMatcher:
         containers = self.given(given, free)
         if not self.rows:
             return
+        every = dict(free[0]), dict(free[1])
         likes = self.likes(free)
+        done: tuple[set[str], set[str]] = (set(), set())
+        below = [_below(every[end], {pair[end] for pair in containers}) for end in (0, 1)]
         for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
-            inside = [{m: likes[end][m] for m in free[end] if under(m, base[end])} for end in (0, 1)]
+            tied = [bool(base[end]) and base[end] in done[end] for end in (0, 1)]  # the same modules once more
+            have = [every[end] if tied[end] else free[end] for end in (0, 1)]
+            inside = [
+                {m: likes[end][m] for m in below[end].get(base[end], every[end]) if m in have[end]} for end in (0, 1)
+            ]
             pairs, doubts = place(inside[0], inside[1], *base)
             for s, d, how in pairs:
-                self.pair(free[0].pop(s), free[1].pop(d), how)
+                for end, m in enumerate((s, d)):
+                    free[end].pop(m, None)
+                self.pair(every[0][s], every[1][d], how, any(tied))
+            done[0].add(base[0])
+            done[1].add(base[1])
             for here, there in doubts:
                 self.draft.problems.append(
                     f"{_names(here)} and {_names(there)} fit each other in several ways. Say which is which under [modules]."
                 )
                 for end, paths in enumerate((here, there)):
                     for m in paths:
-                        self.draft.explained[end].update(free[end].pop(m).leaves)
+                        self.draft.explained[end].update(every[end][m].leaves)
+                        free[end].pop(m, None)
 
     def convertible(self, end: int, given: Sequence[tuple[int, Template, Template]]) -> dict[str, Abstract]:
         """Returns the entries of an end that layers may be made of.
@@ -72,19 +88,19 @@ class LayerMatcher:
         Those of the random state are none where the other end is of another framework; nor are those of a refused layer
         that is made of others, since its parts would be taken for layers of their own.
         """
-        layers = (self.draft.src, self.draft.dst)[end].layers
+        layers = self.draft.unrolled[end].layers
         apart = self.draft.src.framework != self.draft.dst.framework
         known = {t for row in self.rows for t in (row.dst if end else row.src)}
         for m, layer in layers.items():
             reason = self.refusals[end].get(layer.type)
-            if any(above in layers and layers[above].type in known for above in _above(m) if above != m):
+            if any(above in layers and layers[above].type in known for above in above(m) if above != m):
                 continue  # a part of a layer that has a row, such as the averages of Haiku's BatchNorm
             if reason and not any(_reaches(line[1:][end], m) for line in given):
                 self.refused[end][m] = f"is a {layer.type}, which cannot be converted: {reason}"
         rest = {}
         for path, value in self.draft.ends[end].items():
             module = cut(path)[1]
-            owner = next((m for m in _above(module) if m in self.refused[end]), module)
+            owner = next((m for m in above(module) if m in self.refused[end]), module)
             if owner == module and not (apart and self.draft.random(end, path)):
                 rest[path] = value
         return rest
@@ -93,7 +109,7 @@ class LayerMatcher:
         """Reports the layers that are refused and found no counterpart."""
         for end, done in enumerate((self.draft.sources, self.draft.targets)):
             for path in self.draft.ends[end] if self.refused[end] else ():
-                module = next((m for m in _above(cut(path)[1]) if m in self.refused[end]), None)
+                module = next((m for m in above(cut(path)[1]) if m in self.refused[end]), None)
                 if module is not None and path not in done:
                     self.draft.explained[end].add(path)
                     self.draft.problems.append(f"{('source', 'target')[end]} {module!r} {self.refused[end][module]}")
@@ -106,31 +122,44 @@ class LayerMatcher:
         for n, (_, template, _) in enumerate(given):
             index.add(template, n)
         parents = {m[:at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
+        every, filled = dict(free[1]), set[str]()
+        modules = (
+            {m for path in self.draft.ends[1] for m in above(cut(path)[1])} if self.draft.unrolled[1].copies else set()
+        )
+
+        def beyond(goal: str) -> bool:
+            return "/[" in f"/{goal}" and goal not in modules
+
         used: set[int] = set()
-        containers = []
+        containers: list[tuple[str, str]] = []
         for module in [*free[0], *sorted(parents - free[0].keys())]:
             matches = index.match(module)
             if not matches:
                 continue
             used.update(n for n, _ in matches)
             first = min(given[n][0] for n, _ in matches)
-            goals = {given[n][2].format(values) for n, values in matches if given[n][0] == first}
-            if len(goals) > 1:
+            goals = {given[n][2].format(values): given[n][1] for n, values in matches if given[n][0] == first}
+            if len(goals) > 1:  # a line is not for what lies beyond the end of a stack
+                goals = {goal: line for goal, line in goals.items() if not beyond(goal)} or goals
+            if len(set(goals.values())) > 1:
                 self.draft.problems.append(
                     f"[modules] sends {module!r} to {_names(sorted(goals))}: make one of the lines narrower"
                 )
                 continue
-            goal = goals.pop()
-            if module not in free[0]:
-                containers.append((module, goal))
-            elif goal in free[1]:
-                self.pair(free[0].pop(module), free[1].pop(goal), "given")
-            else:
-                self.draft.problems.append(
-                    f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill."
-                    + self.draft.near(goal, free[1])
-                )
-                self.draft.explained[0].update(free[0].pop(module).leaves)
+            found = free[0].pop(module, None)
+            for goal in goals:
+                if found is None:
+                    containers.append((module, goal))
+                elif goal in every:
+                    free[1].pop(goal, None)
+                    self.pair(found, every[goal], "given", len(goals) > 1 or goal in filled)
+                    filled.add(goal)
+                else:
+                    self.draft.problems.append(
+                        f"[modules] sends {module!r} to {goal!r}, where the target has no entries left to fill."
+                        + self.draft.near(goal, free[1])
+                    )
+                    self.draft.explained[0].update(found.leaves)
         everything = {cut(p)[1] for p in self.draft.ends[0]}
         for n, (_, template, goal_template) in enumerate(given):
             if n not in used and not any(_reaches(template, m) for m in everything):
@@ -155,13 +184,14 @@ class LayerMatcher:
             for end in (0, 1)
         ]
 
-    def pair(self, src: Found, dst: Found, how: str) -> None:
-        """Matches the leaves of two layers that stand for one another."""
+    def pair(self, src: Found, dst: Found, how: str, tied: bool = False) -> None:
+        """Matches the leaves of two layers that stand for one another; `tied`, if one of them does for others too."""
+        self.draft.tied |= tied
         rows = [r for r in src.rows if r in dst.rows]
         self.draft.placements.append((src.path, dst.path, how))
         if not rows and (src.rows or dst.rows):
             types = [" or ".join(self.rows[r].type for r in f.rows) or "an unknown layer" for f in (src, dst)]
-            known = [spec.layers.get(f.path) for spec, f in ((self.draft.src, src), (self.draft.dst, dst))]
+            known = [spec.layers.get(f.path) for spec, f in zip(self.draft.unrolled, (src, dst), strict=True)]
             types = [f"{t} ({k.type})" if k else t for t, k in zip(types, known, strict=True)]
             self.draft.problems.append(
                 f"{src.path!r} is {types[0]}, {dst.path!r} ({how}) is {types[1]}: no layer convention joins the two"
@@ -173,7 +203,7 @@ class LayerMatcher:
             if self.refused[0].get(src.path) or self.refused[1].get(dst.path):
                 return  # `refuse` says why
             joined = " and ".join(
-                spec.layers[f.path].type for spec, f in ((self.draft.src, src), (self.draft.dst, dst))
+                spec.layers[f.path].type for spec, f in zip(self.draft.unrolled, (src, dst), strict=True)
             )
             self.draft.problems.append(
                 f"{src.path!r} and {dst.path!r} have the same leaves, but no convention says that {joined} mean the same by"
@@ -183,12 +213,12 @@ class LayerMatcher:
             self.draft.explained[1].update(dst.leaves)
             return
         if not rows:
-            for path in sorted(src.leaves - self.draft.sources.keys()):
+            for path in sorted(src.leaves if tied else src.leaves - self.draft.sources.keys()):
                 collection, _, leaf = cut(path)
                 goal = "/".join(filter(None, (collection, dst.path, leaf)))
-                self.draft.add(Match(_RENAME, (path,), (goal,), how))
+                self.draft.add(Match(_RENAME, (path,), (goal,), how), tied)
             return
-        outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how)] for r in rows]
+        outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how, tied)] for r in rows]
         if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
             types = [self.rows[r].type for r in rows]
             self.draft.problems.append(
@@ -196,25 +226,28 @@ class LayerMatcher:
                 " that have `layers` (the adapter's spec of the model)"
             )
         for match in outcomes[0]:
-            self.draft.add(match)
+            self.draft.add(match, tied)
         self.hyperparameters(self.rows[rows[0]], src.path, dst.path)
 
     def stock(self, src: str, dst: str) -> bool:
         """Whether these are layers of two different frameworks themselves, not of the user."""
-        ends = (self.draft.src, src), (self.draft.dst, dst)
-        types = [spec.layers[m].type if m in spec.layers else "" for spec, m in ends]
-        own = all(t.startswith(spec.framework + ".") for t, (spec, _) in zip(types, ends, strict=True))
+        types = [
+            u.layers[m].type if m in u.layers else "" for u, m in zip(self.draft.unrolled, (src, dst), strict=True)
+        ]
+        own = all(t.startswith(s.framework + ".") for t, s in zip(types, (self.draft.src, self.draft.dst), strict=True))
         return own and self.draft.src.framework != self.draft.dst.framework
 
-    def row_matches(self, r: int, src: Found, dst: Found, how: str) -> list[Match]:
+    def row_matches(self, r: int, src: Found, dst: Found, how: str, tied: bool) -> list[Match]:
         """Returns the matches of a row's rules for two layers."""
         matches = []
         for k, rule in enumerate(self.rows[r].rules):
             sources = src.rows[r].get(k, ())
-            if (rule.src and not sources) or any(path in self.draft.sources for path in sources):
+            if (rule.src and not sources) or (not tied and any(path in self.draft.sources for path in sources)):
                 continue
             targets = tuple(t.format({"m": dst.path}) for t in rule.dst)
-            if any(path in self.draft.targets for path in targets) or (not rule.src and k not in dst.rows[r]):
+            if (not tied and any(path in self.draft.targets for path in targets)) or (
+                not rule.src and k not in dst.rows[r]
+            ):
                 continue
             if rule.refuse and not targets:
                 self.draft.problems.append(f"{sources[0]!r}: {rule.refuse}. If it is, name it under `drop`")
@@ -236,9 +269,12 @@ class LayerMatcher:
 
     def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
         """Compares what the two layers must agree in, where both models were at hand."""
-        layers = self.draft.src.layers.get(src), self.draft.dst.layers.get(dst)
-        if layers[0] is None or layers[1] is None:
-            return
+        layers = self.draft.unrolled[0].layers.get(src), self.draft.unrolled[1].layers.get(dst)
+        pair = self.draft.unrolled[0].own(src), self.draft.unrolled[1].own(dst)
+        if layers[0] is None or layers[1] is None or pair in self.compared:
+            return  # copies are all alike
+        self.compared.add(pair)
+        src, dst = pair
         for agree in row.agree:
             values = difference(agree, layers[0], layers[1])
             if values is None or agree.src is None or agree.dst is None:
@@ -267,13 +303,14 @@ class LayerMatcher:
 _RENAME = Rule((Template("{m:module}"),), (Template("{m:module}"),))
 
 
-def _above(module: str) -> Iterable[str]:
-    """Yields the module and those above it, to the root."""
-    while True:
-        yield module
-        if not module:
-            return
-        module = module.rpartition("/")[0]
+def _below(modules: Iterable[str], bases: Container[str]) -> dict[str, list[str]]:
+    """Returns the modules that are, or are below, each of the bases."""
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        for base in above(module):
+            if base in bases:
+                found.setdefault(base, []).append(module)
+    return found
 
 
 def _names(paths: Sequence[str]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 
-from bridges.core._errors import MappingError, UnsupportedError
+from bridges.core._errors import MappingError, UnsupportedError, describe
 from bridges.mapping._op import Abstract, Arrays, Op, axis_of, like, shapes, signature, xp
 
 
@@ -83,48 +86,74 @@ class Concat(Op):
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Op):
-    """Stacks all arrays along a new axis."""
+    """Stacks arrays along a new axis, all of them or in groups of `parts`."""
 
     name = "stack"
     axis: int = 0
+    parts: int | None = None
 
     def infer(self, ins: list[Abstract]) -> list[Abstract] | None:
-        if len({(x.shape, x.dtype) for x in ins}) != 1:
-            raise MappingError(f"{self}: all must have one shape and dtype: {[x.shape for x in ins]}")
-        shape = list(ins[0].shape)
-        shape.insert(axis_of(self.axis, len(shape) + 1, str(self)), len(ins))
-        return [like(ins[0], shape)]
+        count = self.parts or len(ins)
+        if not ins or len(ins) % count:
+            raise MappingError(f"{self}: {len(ins)} arrays do not make groups of {count}")
+        outs = []
+        for i in range(0, len(ins), count):
+            group = ins[i : i + count]
+            if len({(x.shape, x.dtype) for x in group}) != 1:
+                raise MappingError(f"{self}: all must have one shape and dtype: {_odd(group)}")
+            shape = list(group[0].shape)
+            shape.insert(axis_of(self.axis, len(shape) + 1, str(self)), count)
+            outs.append(like(group[0], shape))
+        return outs
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
-        return [xp(xs[0]).stack(xs, self.axis)]
+        count = len(xs) // len(outs)
+        return [xp(xs[i]).stack(xs[i : i + count], self.axis) for i in range(0, len(xs), count)]
 
     @property
     def inverse(self) -> Op:
-        return Unstack(self.axis)
+        return Unstack(self.axis, self.parts)
+
+
+def _odd(group: list[Abstract]) -> str:
+    """Returns the shapes, or of many that are alike but for a few, these few with their numbers."""
+    counts = collections.Counter((tuple(x.shape), x.dtype) for x in group)
+    usual, number = counts.most_common(1)[0]
+    if len(group) < 3 or number <= len(group) // 2:
+        return shapes(group)
+    first = next(x for x in group if (tuple(x.shape), x.dtype) == usual)
+    odd = [f"number {i} is {describe(x)}" for i, x in enumerate(group) if (tuple(x.shape), x.dtype) != usual]
+    return f"{', '.join(odd[:6])}, the others are {describe(first)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Unstack(Op):
-    """Takes one array apart along an axis, which goes away."""
+    """Takes each array apart along an axis, which goes away; `parts`, if given, is how many come of each."""
 
     name = "unstack"
     axis: int = 0
+    parts: int | None = None
 
     def infer(self, ins: list[Abstract]) -> list[Abstract] | None:
-        if len(ins) != 1:
-            raise MappingError(f"{self}: it takes one array, not {len(ins)}")
-        axis = axis_of(self.axis, len(ins[0].shape), str(self))
-        shape = (*ins[0].shape[:axis], *ins[0].shape[axis + 1 :])
-        return [like(ins[0], shape)] * ins[0].shape[axis]
+        outs = []
+        for x in ins:
+            axis = axis_of(self.axis, len(x.shape), str(self))
+            count = self.parts or x.shape[axis]
+            if x.shape[axis] != count or (len(ins) > 1 and count != ins[0].shape[axis]):
+                raise MappingError(f"{self}: {shapes(ins)} are not {count} along axis {self.axis}")
+            outs += [like(x, (*x.shape[:axis], *x.shape[axis + 1 :]))] * count
+        return outs
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
-        x = xs[0]
-        axis = axis_of(self.axis, x.ndim, str(self))
-        return [x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis])]
+        parts = []
+        for x in xs:
+            axis = axis_of(self.axis, x.ndim, str(self))
+            parts += [x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis])]
+        return parts
 
     @property
     def inverse(self) -> Op:
-        return Stack(self.axis)
+        return Stack(self.axis, self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,42 +235,67 @@ class Lead(Op):
 
 @dataclasses.dataclass(frozen=True)
 class Pick(Op):
-    """Keeps the first of the arrays; the way back writes it to all of them."""
+    """Keeps the first of the arrays, of all or of each group of `parts`; the way back writes it to all of them.
+
+    With `equal`, the arrays are known to be one, and values that differ are an error. Under a JAX transformation values
+    are not there to be compared, and are not.
+    """
 
     name = "pick"
+    parts: int | None = None
+    equal: bool = False
 
     def infer(self, ins: list[Abstract]) -> list[Abstract] | None:
-        return ins[:1]
+        count = self.parts or len(ins)
+        if not ins or len(ins) % count:
+            raise MappingError(f"{self}: {len(ins)} arrays do not make groups of {count}")
+        if self.equal and any(
+            signature(ins[i : i + count]) != signature([ins[i]] * count) for i in range(0, len(ins), count)
+        ):
+            raise MappingError(f"{self}: all must have one shape and dtype: {_odd(ins)}")
+        return ins[::count]
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
-        return xs[:1]
+        count = len(xs) // len(outs)
+        if self.equal and not any(isinstance(x, jax.core.Tracer) for x in xs):
+            for i in range(0, len(xs), count):
+                if not all(_same_bits(xs[i], x) for x in xs[i + 1 : i + count]):
+                    raise UnsupportedError("these are one entry at the other end, and their values differ")
+        return xs[::count]
 
     @property
     def inverse(self) -> Op:
-        return Copy()
+        return Copy(self.parts, self.equal)
 
     def loss(self, ins: list[Abstract], outs: list[Abstract]) -> str | None:
-        return None if len(ins) == 1 else "keeps the first source only"
+        return None if len(ins) == len(outs) or self.equal else "keeps the first source only"
 
     def moment(self, power: int) -> Op | None:
         raise UnsupportedError("one of several entries was picked, and the optimizer has a state for each")
 
 
+def _same_bits(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
 @dataclasses.dataclass(frozen=True)
 class Copy(Op):
-    """Writes one array to every target; the way back keeps the first."""
+    """Writes each array to every target (of its group of `parts`); the way back keeps the first."""
 
     name = "copy"
+    parts: int | None = None
+    equal: bool = False
 
     def infer(self, ins: list[Abstract]) -> list[Abstract] | None:
-        return None
+        return None if self.parts is None else [x for x in ins for _ in range(self.parts)]
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
-        return xs[:1] * len(outs)
+        return [x for x in xs for _ in range(len(outs) // len(xs))]
 
     @property
     def inverse(self) -> Op:
-        return Pick()
+        return Pick(self.parts, self.equal)
 
     def moment(self, power: int) -> Op | None:
         raise UnsupportedError("one entry becomes several copies, which train apart from then on")

@@ -10,17 +10,19 @@ from bridges.core._errors import MappingError, hint
 from bridges.mapping._each import Add, Cast, Expand, Flip, Reshape, Scale, Squeeze, Swap, Transpose
 from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Stack, Sum, Unstack
 from bridges.mapping._op import Op
+from bridges.mapping._over import Fold, Over, Permute, Unfold
 
 OPS: dict[str, type[Op]] = {
     op.name: op
     for op in (
         *(Transpose, Swap, Reshape, Squeeze, Expand, Flip, Add, Scale, Cast),
         *(Split, Concat, Stack, Unstack, Reorder, Sum, Lead, Pick, Copy),
+        *(Fold, Unfold, Permute, Over),
     )
 }
 
 
-def op_from_dict(given: Mapping[str, Any] | str) -> Op:
+def op_from_dict(given: Mapping[str, Any] | str | Op) -> Op:
     """Returns the op of its plain data; a bare name is an op with no arguments.
 
     >>> op_from_dict({'op': 'transpose', 'axes': [1, 0]})
@@ -28,6 +30,8 @@ def op_from_dict(given: Mapping[str, Any] | str) -> Op:
     """
     if isinstance(given, str):
         given = {"op": given}
+    if isinstance(given, Op):
+        return given
     args = dict(given)
     name = args.pop("op", None)
     if name not in OPS:
@@ -36,4 +40,6 @@ def op_from_dict(given: Mapping[str, Any] | str) -> Op:
     wrong = [key for key in args if key not in known]
     if wrong:
         raise MappingError(f"The op {name} has no argument {wrong[0]!r}; it has {', '.join(known) or 'none'}.")
+    if name == Over.name:
+        args["ops"] = tuple(map(op_from_dict, args.get("ops", ())))
     return OPS[name](**args)

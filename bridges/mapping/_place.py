@@ -5,19 +5,27 @@ Both models are trees of modules. At each place of the two trees the children ar
 2. runs of automatic names (`linear`, `linear_1`, … and `Dense_0`, `Dense_1`, …) with the same sequence of likes, and no
    other such run: by number, so that `linear_10` comes after `linear_2`;
 3. modules of which only one at each end is alike.
-What is left loses one level and is compared again, until there is none to lose (`mlp/linear_0`, … becomes `Dense_0`, …);
-what then is not unique is reported, never guessed.
-Levels that hold a single module and nothing else are looked through, and so are method scopes (`~`, `~encode`).
+What is left loses one level and is compared again, until there is none to lose (`mlp/linear_0`, … becomes `Dense_0`, …):
+first where nothing at the other end is like the whole level, else everywhere. What then is not unique is reported, never
+guessed. Levels that hold a single module and nothing else are looked through, and so are method scopes (`~`, `~encode`).
+
+The copies in a stack (`blocks/[0]`, `blocks/[1]`, …) are a run. Where several runs have one sequence, those of stacks are
+paired by name (`enc/[0]`, … with `enc_0`, …); stacks with numbers of their own follow one another (`scan_0/[2]` comes before
+`scan_1/[0]`); and what odd layers before or after leave of a run, with no gaps, may be the run of a whole stack.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
+from typing import Any
 
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)?", re.DOTALL)
+_COPY = re.compile(r"(?:(.*)/)?\[([0-9]+)\]", re.DOTALL)
+_Pair = Callable[[Iterable[Any], str], None]
 Like = Hashable  # equal exactly for layers that can stand for one another
 
 
@@ -60,19 +68,38 @@ def _below(tree: _Tree, table: dict[Hashable, int], memo: dict[int, int]) -> int
     return memo[id(tree)]
 
 
-def _dissolved(end: Mapping[str, _Tree]) -> dict[str, _Tree]:
-    """Returns the children with one level taken away."""
+def _dissolved(end: Mapping[str, _Tree], keep: Container[str] = ()) -> dict[str, _Tree]:
+    """Returns the children with one level taken away, but for those to keep."""
     out: dict[str, _Tree] = {}
     for name, tree in end.items():
+        if name in keep:
+            out[name] = tree
+            continue
         if tree.path is not None:
             out[name] = _Tree(tree.path, tree.like)
         out.update({f"{name}/{child}": below for child, below in tree.children.items()})
     return out
 
 
-def _number(name: str) -> tuple[str, int]:
+def _number(name: str) -> tuple[str, tuple[int, ...]]:
+    """Returns what a name has in common with its run, and its place there.
+
+    >>> _number('linear_10'), _number('blocks/[3]'), _number('scan_1/[3]')
+    (('linear', (10,)), ('blocks/[]', (-1, 3)), ('scan/[]', (1, 3)))
+    """
+    numbers: list[int] = []
+    indices = 0
+    while (copy := _COPY.fullmatch(name)) is not None:
+        name = copy[1] or ""
+        numbers.insert(0, int(copy[2]))
+        indices += 1
     found = _NUMBERED.fullmatch(name)
-    return (found[1], int(found[2] or -1)) if found else (name, -1)
+    base, number = (found[1], int(found[2] or -1)) if found else (name, -1)
+    return base + "/[]" * indices, (number, *numbers)
+
+
+def _stem(base: str) -> str:
+    return re.sub("[^a-z0-9]", "", base.lower())
 
 
 class _Placer:
@@ -107,17 +134,14 @@ class _Placer:
         for like, names in groups[0].items():
             if set(names) == set(groups[1].get(like, ())):
                 pair([(n, n) for n in names], "by name and shape")
-        runs = [self._runs(end) for end in (src, dst)]
-        for sequence, found in runs[0].items():
-            other = runs[1].get(sequence, [])
-            if len(found) == len(other) == 1:
-                pair(zip(found[0], other[0], strict=True), "by order and shape")
+        self.runs(src, dst, pair)
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
             if len(names) == len(groups[1].get(like, ())) == 1:
                 pair([(names[0], groups[1][like][0])], "by shape")
+        self.rests(src, dst, pair)
         if src and dst and any(tree.children for end in (src, dst) for tree in end.values()):
-            self.children(_dissolved(src), _dissolved(dst))
+            self.children(*self.dissolved(src, dst))
             return
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
@@ -126,22 +150,70 @@ class _Placer:
                 here, there = ([str(end[name].path) for name in found] for end, found in ends)
                 self.doubts.append((here, there))
 
+    def runs(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+        """Pairs runs of names with one sequence of likes."""
+        runs = [self._runs(end) for end in (src, dst)]
+        for sequence, found in runs[0].items():
+            other = runs[1].get(sequence, {})
+            if len(found) == len(other) == 1:
+                pair(zip(*found.values(), *other.values(), strict=True), "by order and shape")
+            elif any(base.endswith("[]") for base in (*found, *other)):
+                stems = [collections.Counter(map(_stem, bases)) for bases in (found, other)]
+                for base, names in found.items():
+                    stem = _stem(base)
+                    if stem and stems[0][stem] == stems[1][stem] == 1:
+                        there = next(names for b, names in other.items() if _stem(b) == stem)
+                        pair(zip(names, there, strict=True), "by name, order and shape")
+
+    def rests(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+        """Pairs a stack with what odd layers have left of a run, where both are the only ones."""
+        runs = [self._runs(end) for end in (src, dst)]
+        for sequence, found in runs[0].items():
+            other = runs[1].get(sequence, {})
+            if len(found) == len(other) == 1 and any(base.endswith("[]") for base in (*found, *other)):
+                names = [next(iter(run.values())) for run in (found, other)]
+                if all(_unbroken(run) for run in names):
+                    pair(zip(*names, strict=True), "by order and shape")
+
+    def dissolved(self, src: dict[str, _Tree], dst: dict[str, _Tree]) -> tuple[dict[str, _Tree], dict[str, _Tree]]:
+        """Returns both ends with a level taken away, where that is of use to the other."""
+        there = [self.all(end) for end in (dst, src)]
+        keep = [{n for n, tree in end.items() if self.like(tree) in there[i]} for i, end in enumerate((src, dst))]
+        if any(tree.children for i, end in enumerate((src, dst)) for n, tree in end.items() if n not in keep[i]):
+            return _dissolved(src, keep[0]), _dissolved(dst, keep[1])
+        return _dissolved(src), _dissolved(dst)
+
+    def all(self, end: Mapping[str, _Tree]) -> set[int]:
+        """Returns the likes of all trees of an end and below them."""
+        found, left = set(), list(end.values())
+        while left:
+            tree = left.pop()
+            found.add(self.like(tree))
+            left += tree.children.values()
+        return found
+
     def _groups(self, end: Mapping[str, _Tree]) -> dict[int, list[str]]:
         groups: dict[int, list[str]] = collections.defaultdict(list)
         for name, tree in end.items():
             groups[self.like(tree)].append(name)
         return groups
 
-    def _runs(self, end: Mapping[str, _Tree]) -> dict[tuple[int, ...], list[list[str]]]:
-        families: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
+    def _runs(self, end: Mapping[str, _Tree]) -> dict[tuple[int, ...], dict[str, list[str]]]:
+        families: dict[str, list[tuple[tuple[int, ...], str]]] = collections.defaultdict(list)
         for name in end:
             base, number = _number(name)
             families[base].append((number, name))
-        runs: dict[tuple[int, ...], list[list[str]]] = collections.defaultdict(list)
-        for family in families.values():
+        runs: dict[tuple[int, ...], dict[str, list[str]]] = collections.defaultdict(dict)
+        for base, family in families.items():
             names = [name for _, name in sorted(family)]
-            runs[tuple(self.like(end[name]) for name in names)].append(names)
+            runs[tuple(self.like(end[name]) for name in names)][base] = names
         return runs
+
+
+def _unbroken(names: Iterable[str]) -> bool:
+    """Whether the numbers of a run follow one another."""
+    numbers = [_number(name)[1] for name in names]
+    return all(len(a) > 1 or b[-1] == max(a[-1], 0) + 1 for a, b in itertools.pairwise(numbers))
 
 
 def place(

@@ -27,8 +27,9 @@ from bridges.core._errors import (
 )
 from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable, kind_type
 from bridges.core._state import State
-from bridges.mapping._op import Abstract, Op, shapes, signature
+from bridges.mapping._op import Abstract, Op, signature
 from bridges.mapping._ops import op_from_dict
+from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen, thawed
 
 EXACT, ROUNDING = "exact", "exact to rounding"
@@ -36,33 +37,6 @@ EVALUATION, NOT_EXACT = "exact for evaluation only", "not exact"
 _WORST = (EXACT, ROUNDING, EVALUATION, NOT_EXACT)
 _KINDS = {kind.__name__: kind for kind in (Variable, Param, BatchStat, Cache, Intermediate, RngState)}
 _KEY_DTYPES = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
-
-
-def resolve(ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
-    """Returns shapes and dtypes before the first op, between the ops and after the last.
-
-    What an op leaves open (the shape of a reshape, the sizes of a split) is read off the other end.
-
-    Raises:
-      MappingError: The ops cannot take `ins` to `outs`, or leave more open than both ends say.
-    """
-    left, right = [list(ins)], [list(outs)]  # grow towards each other
-    ops = list(ops)
-    while len(left) <= len(ops) and (found := ops[len(left) - 1].infer(left[-1])) is not None:
-        left.append(found)
-    if len(left) > len(ops):
-        if signature(left[-1]) != signature(outs):
-            raise MappingError(f"{shapes(ins)} becomes {shapes(left[-1])}, the target has {shapes(outs)}")
-        return tuple(map(tuple, left))
-    stuck = len(left) - 1
-    while len(right) < len(ops) - stuck and (found := ops[-len(right)].inverse.infer(right[-1])) is not None:
-        right.append(found)
-    if len(right) < len(ops) - stuck:
-        raise MappingError(
-            f"the sizes between {ops[stuck]} and {ops[-len(right)]} are open: write them out in one of the two"
-        )
-    ops[stuck].check(left[-1], right[-1])
-    return tuple(map(tuple, left + right[::-1]))
 
 
 @dataclasses.dataclass(frozen=True)

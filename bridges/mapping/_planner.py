@@ -7,16 +7,21 @@ that names and shapes place without a doubt.
 from __future__ import annotations
 
 import gc
+import re
+from collections.abc import Iterable
 
 from bridges.core._errors import MappingError, describe, listing
 from bridges.core._spec import Spec
 from bridges.core._state import State
 from bridges.mapping._draft import Draft
 from bridges.mapping._explicit import match_rules
+from bridges.mapping._fuse import fused
 from bridges.mapping._identify import cut
 from bridges.mapping._layers import LayerMatcher
 from bridges.mapping._mapping import Mapping
 from bridges.mapping._plan import Plan
+
+_COPY = re.compile(r"/\[[0-9]+\]")
 
 
 def make_plan(mapping: Mapping, src: Spec, dst: Spec) -> Plan:
@@ -37,18 +42,18 @@ def _plan(draft: Draft) -> Plan:
     layers.layers()
     layers.refuse()
     kept = _unmatched(draft, layers)
-    items = [item for match in draft.matches if (item := draft.item(match)) is not None]
+    items = [item for match in fused(draft) if (item := draft.item(match)) is not None]
     if draft.problems:
-        count = len(draft.problems)
+        problems = _alike(draft.problems)
+        count = len(problems)
         raise MappingError(
-            f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n"
-            + listing(dict.fromkeys(draft.problems), 100)
+            f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n" + listing(problems, 100)
         )
     src, dst = (
         State({p: x for p, x in e.items() if p not in gone}, e.declared)
         for e, gone in zip((draft.src.entries, draft.dst.entries), map(set, kept), strict=True)
     )
-    placements, notes = tuple(draft.placements), tuple(draft.notes)
+    placements, notes = tuple(_placements(draft)), tuple(draft.notes)
     return Plan(tuple(items), src, dst, placements, notes, tuple(kept[0]), tuple(kept[1]))
 
 
@@ -73,7 +78,28 @@ def _unmatched(draft: Draft, layers: LayerMatcher) -> tuple[list[str], list[str]
 
 def _unknown(draft: Draft, layers: LayerMatcher, end: int, path: str) -> str:
     """Returns ` (…)` if the leaf is of a layer that the mapping has no row for."""
-    layer = (draft.src, draft.dst)[end].layers.get(cut(path)[1])
+    layer = draft.unrolled[end].layers.get(cut(path)[1])
     known = {t for row in layers.rows for t in (row.dst if end else row.src)}
     missing = layer and layers.rows and layer.type not in known
     return f" (the layer {layer.type} has no convention here)" if layer and missing else ""
+
+
+def _alike(problems: Iterable[str]) -> list[str]:
+    """Returns the problems, those that copies of one stack share only once."""
+    groups: dict[str, list[str]] = {}
+    for problem in dict.fromkeys(problems):
+        groups.setdefault(_COPY.sub("/[]", problem), []).append(problem)
+    more = " (and the same for {} more copies in the stack)"
+    return [texts[0] + more.format(len(texts) - 1) * (len(texts) > 1) for texts in groups.values()]
+
+
+def _placements(draft: Draft) -> Iterable[tuple[str, str, str]]:
+    """Yields the placements, those of whole stacks at both ends once."""
+    done = set()
+    for src, dst, how in draft.placements:
+        pair = draft.unrolled[0].own(src), draft.unrolled[1].own(dst)
+        if pair == (src, dst) or _COPY.findall(f"/{src}") != _COPY.findall(f"/{dst}"):
+            yield src, dst, how
+        elif pair not in done:
+            done.add(pair)
+            yield *pair, how
