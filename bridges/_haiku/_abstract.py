@@ -12,11 +12,12 @@ import haiku as hk
 import jax
 import numpy as np
 
-from bridges._haiku._frame import Filler, Skeleton
+from bridges._haiku._frame import Filler, Skeleton, Thunk, where
+from bridges._haiku._lift import Lift
 from bridges._haiku._part import Args, Part, arrays_abstract
-from bridges._haiku._tree import Native
+from bridges._haiku._tree import PARAMS, STATE, Native
 from bridges.core._errors import BridgeError
-from bridges.core._spec import Layer, abstract
+from bridges.core._spec import Layer, Stack, abstract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Abstract:
     Attributes:
       native: `(params, state)` with `jax.ShapeDtypeStruct` leaves.
       layers: Module path -> layer.
+      stacks: Module path -> the stacks of this module.
     """
 
     native: Native
     layers: Mapping[str, Layer]
+    stacks: Mapping[str, tuple[Stack, ...]]
 
 
 def abstract_init(part: Part, method: str | None, args: Args) -> Abstract:
@@ -48,7 +51,7 @@ def abstract_init(part: Part, method: str | None, args: Args) -> Abstract:
         return _filled(filler.params), _filled(filler.created)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return Abstract(jax.eval_shape(made, key, shapes), recorder.layers())
+    return Abstract(jax.eval_shape(made, key, shapes), recorder.layers(), recorder.stacks)
 
 
 def _unexpected(*place: Any) -> Exception:
@@ -68,6 +71,23 @@ class _Recorder(Skeleton):
     def __init__(self) -> None:
         self._made: dict[str, tuple[hk.Module, dict[str, Any]]] = {}
         self._prefixes: list[str] = []
+        self._lifts: list[Lift] = []
+        self.stacks: dict[str, tuple[Stack, ...]] = {}
+
+    def hooked(self, thunk: Thunk) -> Any:
+        with hk.custom_creator(self._new_state, params=False, state=True):
+            return super().hooked(thunk)
+
+    def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        if self._lifts and hk.running_init():
+            self._lifts[-1].asked((PARAMS, *where(context)), shape)
+        return super()._new_param(next_creator, shape, dtype, init, context)
+
+    def _new_state(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
+        value = next_creator(shape, dtype, init)
+        if self._lifts and hk.running_init() and hasattr(value, "shape"):
+            self._lifts[-1].asked((STATE, *where(context)), value.shape)
+        return value
 
     def _method(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
         if context.method_name == "__init__":
@@ -80,11 +100,22 @@ class _Recorder(Skeleton):
             return out
         if context.method_name != "__call__" or type(context.module).__name__ != "LiftingModule":
             return super()._method(next_fun, args, kwargs, context)
-        self._prefixes.append(getattr(context.module, "prefix_name", ""))
+        prefix = getattr(context.module, "prefix_name", "")
+        self._prefixes.append(prefix)
+        self._lifts.append(Lift())
         try:
-            return next_fun(*args, **kwargs)
+            out = next_fun(*args, **kwargs)
         finally:
             self._prefixes.pop()
+            lift = self._lifts.pop()
+        if hk.running_init():
+            outer = "/".join(p for p in self._prefixes if p)
+            transparent = prefix != context.module.module_name
+            for module, stacks in lift.stacks(out, prefix, transparent).items():
+                self.stacks["/".join(p for p in (outer, module) if p)] = stacks
+            if self._lifts:
+                self._lifts[-1].lifted(out, prefix)
+        return out
 
     def layers(self) -> dict[str, Layer]:
         layers = {}

@@ -31,7 +31,8 @@ def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any)
     Returns:
       A `Spec`. Its `native` is `(params, state)` with `jax.ShapeDtypeStruct` leaves. Its `layers` has every module of the
       model by Haiku's module path, with the constructor's arguments: plain values, arrays as their shapes, functions as
-      their full names, initialisers and anything else left out.
+      their full names, initialisers and anything else left out. Its `stacks` has the modules that `hk.layer_stack` and
+      lifted `vmap`s keep several copies of in one entry.
 
     >>> import haiku as hk, jax, jax.numpy as jnp, functools
     >>> found = spec(functools.partial(hk.BatchNorm, True, True, 0.9), jax.ShapeDtypeStruct((8, 3), jnp.float32), True)
@@ -41,7 +42,7 @@ def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any)
     part, method = part_of(model), _named(method)
     _check(part, method)
     found = abstract_init(part, method, (args, kwargs))
-    return Spec(flatten(*found.native), "haiku", found.layers, found.native)
+    return Spec(flatten(*found.native), "haiku", found.layers, found.native, found.stacks)
 
 
 def init(model: Any, rng: Any, /, *args: Any, method: str | int | None = None, **kwargs: Any) -> State:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from bridges._linen._axes import Watch, stacks_of
 from bridges._linen._call import Call
 from bridges._linen._variables import flatten
 from bridges.core import _flat
@@ -50,7 +51,8 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
 
     Returns:
       A `Spec` with `layers` by module path (`''` is the model itself) and `native` the abstract variables. Modules that
-      share one scope (`nn.share_scope`) are listed once, as the outer one.
+      share one scope (`nn.share_scope`) are listed once, as the outer one. Its `stacks` has the modules that `nn.scan` and
+      `nn.vmap` keep several copies of in one variable, and along which axis.
 
     >>> import jax, numpy as np
     >>> s = spec(nn.Dense(4), jax.ShapeDtypeStruct((2, 3), np.float32))
@@ -58,13 +60,18 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
     (ShapeDtypeStruct(shape=(3, 4), dtype=float32), 'linen.Dense', 4)
     """
     layers: dict[str, Layer] = {}
+    watch = Watch()
+    call = Call(model, method, args, kwargs)
 
     def record(next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         path = _flat.join(context.module.path)
         if path not in layers:
             layers[path] = layer_of(context.module)
+        watch.shadow(context.module)
         return next_method(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        native = Call(model, method, args, kwargs).abstract_init(rngs)
-    return Spec(flatten(native), "linen", layers, native)
+        native = call.abstract_init(rngs)
+    entries = flatten(native)
+    stacks = stacks_of(call, rngs, watch.lifted) if watch.grown(entries) else {}
+    return Spec(entries, "linen", layers, native, stacks)

@@ -9,8 +9,10 @@ from flax import nnx
 
 from bridges._nnx._leaves import holds_data, is_array, native_path
 from bridges._nnx._maker import Maker
+from bridges._nnx._stacks import shapes_of, stacks_of
 from bridges._nnx._template import Template
 from bridges._nnx._variables import flatten
+from bridges.core._kind import RngState, Variable, kind_type
 from bridges.core._spec import Layer, Spec, plain
 
 
@@ -63,7 +65,8 @@ def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
 
     Returns:
       A `Spec` with `layers` by module path (`''` is the model itself), with the public attributes of each module as
-      hyperparameters, and `native` the abstract `nnx.State`.
+      hyperparameters, `stacks` by module path where `nnx.vmap` made several copies of Flax's layers, and `native` the
+      abstract `nnx.State`.
 
     Raises:
       FieldError: `model` gives no NNX module.
@@ -73,12 +76,18 @@ def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
     (ShapeDtypeStruct(shape=(3, 4), dtype=float32), 'nnx.Linear', 4)
     """
     layers: dict[str, Layer] = {}
+    shapes: dict[str, tuple[int | None, ...]] = {}
     maker = constructor(model, args, kwargs)
 
     def make() -> Any:
         module, _ = maker.watched()
         layers.update(layers_of(module))
+        shapes.update(shapes_of(module))
         return module
 
     native = Template.traced(make).native()
-    return Spec(flatten(native), "nnx", layers, native)
+    entries = flatten(native)
+    fixed = {
+        path: x for path, x in entries.items() if not issubclass(kind_type(entries.kind(path) or Variable), RngState)
+    }
+    return Spec(entries, "nnx", layers, native, stacks_of(fixed, shapes, layers))

@@ -37,8 +37,8 @@ class Stack:
 
     Attributes:
       size: How many copies.
-      axes: Collection -> the axis of its entries, from 0 on, counted without the axes of stacks further out. The entries of
-        other collections are the same for all copies.
+      axes: Collection -> the axis of its entries, counted without the axes of stacks further out; from the end, if it is
+        negative. The entries of other collections are the same for all copies.
     """
 
     size: int

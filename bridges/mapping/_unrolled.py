@@ -161,7 +161,7 @@ def _place(chain: Sequence[_Link], value: Abstract) -> tuple[Place, list[int]]:
     left = list(range(len(value.shape)))
     axes = []
     for module, size, axis in chain:
-        if axis >= len(left):
+        if not -len(left) <= axis < len(left):
             raise MappingError(f"it has no axis {axis} along which {module!r} could be a stack")
         if value.shape[left[axis]] != size:
             raise MappingError(f"axis {axis} has {value.shape[left[axis]]} of the {size} copies of {module!r}")
