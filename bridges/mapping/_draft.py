@@ -115,7 +115,7 @@ class Draft:
 
     def random(self, end: int, path: str) -> bool:
         """Whether the entry is random state: a key, or how often it was drawn from."""
-        kind = (self.src, self.dst)[end].entries.kind(path)
+        kind = (self.src, self.dst)[end].entries.kind(self.whole(end, path))
         return kind is not None and issubclass(kind_type(kind), RngState)
 
     def near(self, path: str, others: Iterable[str]) -> str:

@@ -101,7 +101,7 @@ class _Side:
     def joined(self) -> list[Op]:
         """Returns the ops that put each entry's copies along one first axis."""
         if self.single:
-            return [Stack(0, len(self.counts))]
+            return [Stack(0, len(self.counts) if len(self.pieces) > 1 else None)]
         axes = [axes for pieces in self.pieces for _, axes in pieces]
         folds: list[Op] = [Fold(a, n) for n, a in enumerate(axes) if a != (0,)]
         if len(folds) == len(axes) and len(set(axes)) == 1:

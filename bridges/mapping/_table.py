@@ -49,7 +49,12 @@ def text(plan: Plan) -> str:
 def _block(item: Item, marks: dict[tuple[str, str], int]) -> list[tuple[str, ...]]:
     mark = "".join(f"  [{marks[loss]}]" for loss in dict.fromkeys(item.losses))
     sources, targets = item.sources or ("(fill)",), item.targets or ("(drop)",)
-    return [sources, tuple(map(str, item.ops)), targets, (_shape(item) + mark,)]
+    return [_some(sources), tuple(map(str, item.ops)), _some(targets), (_shape(item) + mark,)]
+
+
+def _some(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the paths, of many only the first and the last."""
+    return paths if len(paths) <= 8 else (*paths[:2], f"  … {len(paths) - 3} more …", paths[-1])
 
 
 def _below(shape: str) -> tuple[str, ...]:
