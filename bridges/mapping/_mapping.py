@@ -33,12 +33,22 @@ _ENDS = {
 }
 
 
+def _stack_hint(src: Template, dst: Template) -> str:
+    """Returns a hint if the line may have meant a stack."""
+    for few, many in ((src, dst), (dst, src)):
+        extra = [name for name in many.domains if name not in few.domains]
+        if len(extra) == 1 and many.domains[extra[0]] == "number" and not few.domains.keys() - many.domains.keys():
+            return f" If {few.text!r} holds them stacked, write its index: '{few.text}/[{{{extra[0]}:int}}]'."
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """The contents of one mapping file; see docs/mapping.md.
 
     Attributes:
-      modules: Pairs of module-path templates (without the collection): where modules went.
+      modules: Pairs of module-path templates (without the collection): where modules went. Several with one source are a
+        line that names several targets.
       rules: Explicit rules, drops and fills.
       cast: Templates of target entries whose dtype may change.
       accept: Pairs of a target module's template and a hyperparameter in which the ends may differ.
@@ -56,6 +66,7 @@ class Part:
             if src.domains != dst.domains:
                 raise MappingError(
                     f"[modules] {src.text!r} = {dst.text!r}: both ends must have the same variables, of the same kinds."
+                    + _stack_hint(src, dst)
                 )
 
     @property
@@ -72,7 +83,10 @@ class Part:
         if self.cast:
             out["cast"] = [t.text for t in self.cast]
         if self.modules:
-            out["modules"] = {src.text: dst.text for src, dst in self.modules}
+            lines: dict[str, list[str]] = {}
+            for src, dst in self.modules:
+                lines.setdefault(src.text, []).append(dst.text)
+            out["modules"] = {src: dsts[0] if len(dsts) == 1 else dsts for src, dsts in lines.items()}
         accept: dict[str, list[str]] = {}
         for template, name in self.accept:
             accept.setdefault(template.text, []).append(name)
@@ -105,7 +119,11 @@ def _part(given: Table[str, Any]) -> Part:
                 raise MappingError(f"Rule {rule} under `{key}` needs {wants}.")
     rules += drops + fills
     return Part(
-        modules=tuple((Template(src), Template(dst)) for src, dst in given.get("modules", {}).items()),
+        modules=tuple(
+            (Template(src), Template(dst))
+            for src, goals in given.get("modules", {}).items()
+            for dst in ([goals] if isinstance(goals, str) else goals)
+        ),
         rules=tuple(rules),
         cast=tuple(map(Template, given.get("cast", ()))),
         accept=tuple((Template(m), name) for m, names in given.get("accept", {}).items() for name in names),

@@ -1,4 +1,4 @@
-"""One model seven times: four blocks and a head, stacked or unrolled, in three frameworks; its functions and specs.
+"""One model seven times: three blocks and a head, stacked or unrolled, in three frameworks; its functions and specs.
 
 A block has attention, BatchNorm, and two linear layers: reshapes, a state with a counter, renames. All blocks are of one
 width, so that the stack's size coincides with a width in `linen scan 1`, and only the right axis is right.
@@ -19,7 +19,7 @@ from flax import nnx
 
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
 
-LAYERS, WIDTH = 4, 4
+LAYERS, WIDTH = 3, 3
 X = np.random.default_rng(7).normal(size=(2, 3, WIDTH)).astype(np.float32)
 some = hk.initializers.RandomNormal()
 
@@ -42,13 +42,13 @@ def randomised(spec: Any, seed: int) -> dict[str, np.ndarray]:
 
 def haiku_block(x: Any) -> Any:
     h = hk.BatchNorm(True, True, 0.9, name="norm")(x, True)
-    x = x + hk.MultiHeadAttention(2, 2, w_init=some, model_size=WIDTH, name="attn")(h, h, h)
+    x = x + hk.MultiHeadAttention(3, 1, w_init=some, model_size=WIDTH, name="attn")(h, h, h)
     return x + hk.Linear(WIDTH, name="down")(jnp.tanh(hk.Linear(2 * WIDTH, name="up")(x)))
 
 
 def haiku_stacked(x: Any) -> Any:
     x = hk.experimental.layer_stack(LAYERS, name="blocks")(haiku_block)(x)
-    return hk.Linear(3, name="head")(x)
+    return hk.Linear(2, name="head")(x)
 
 
 class HaikuBlock(hk.Module):
@@ -59,14 +59,14 @@ class HaikuBlock(hk.Module):
 def haiku_unrolled(x: Any) -> Any:
     for _ in range(LAYERS):
         x = HaikuBlock(name="block")(x)
-    return hk.Linear(3, name="head")(x)
+    return hk.Linear(2, name="head")(x)
 
 
 class LinenBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Any, _: Any = None) -> Any:
         h = nn.BatchNorm(use_running_average=False, momentum=0.9, name="norm")(x)
-        x = x + nn.MultiHeadDotProductAttention(2, qkv_features=4, out_features=WIDTH, name="attn")(h)
+        x = x + nn.MultiHeadDotProductAttention(3, qkv_features=WIDTH, out_features=WIDTH, name="attn")(h)
         return x + nn.Dense(WIDTH, name="down")(jnp.tanh(nn.Dense(2 * WIDTH, name="up")(x))), None
 
 
@@ -82,7 +82,7 @@ class LinenStacked(nn.Module):
             length=LAYERS,
         )
         x, _ = scanned()(x, None)
-        return nn.Dense(3, name="head")(x)
+        return nn.Dense(2, name="head")(x)
 
 
 class LinenUnrolled(nn.Module):
@@ -90,13 +90,13 @@ class LinenUnrolled(nn.Module):
     def __call__(self, x: Any) -> Any:
         for _ in range(LAYERS):
             x, _ = LinenBlock()(x)
-        return nn.Dense(3, name="head")(x)
+        return nn.Dense(2, name="head")(x)
 
 
 class NNXBlock(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.norm = nnx.BatchNorm(WIDTH, momentum=0.9, rngs=rngs)
-        self.attn = nnx.MultiHeadAttention(2, WIDTH, 4, WIDTH, decode=False, rngs=rngs)
+        self.attn = nnx.MultiHeadAttention(3, WIDTH, WIDTH, WIDTH, decode=False, rngs=rngs)
         self.up = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs)
         self.down = nnx.Linear(2 * WIDTH, WIDTH, rngs=rngs)
 
@@ -108,7 +108,7 @@ class NNXBlock(nnx.Module):
 class NNXStacked(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.blocks = nnx.split_rngs(splits=LAYERS)(nnx.vmap(NNXBlock))(rngs)
-        self.head = nnx.Linear(WIDTH, 3, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, 2, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
         run = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
@@ -118,7 +118,7 @@ class NNXStacked(nnx.Module):
 class NNXUnrolled(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.layers = nnx.List([NNXBlock(rngs) for _ in range(LAYERS)])
-        self.head = nnx.Linear(WIDTH, 3, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, 2, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
         for layer in self.layers:

@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +11,8 @@ import pytest
 
 from bridges import State
 from bridges.param_mapping import Plan, conventions
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import stacks
-from stacks import X, randomised
+from tests.mapping import stacks
+from tests.mapping.stacks import X, randomised
 
 PAIRS = list(itertools.permutations(stacks.FORMS, 2))
 form = functools.cache(lambda name: stacks.FORMS[name]())
@@ -43,23 +39,19 @@ ADAM = optax.adam(1e-2, eps=1e-2)
 
 @functools.cache
 def ten_steps(name):
-    gradient = loss_and_gradient(name)
-
-    @jax.jit
-    def step(params, rest, opt_state):
-        updates, opt_state = ADAM.update(gradient(params, rest)[1], opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+    gradient, update = loss_and_gradient(name), jax.jit(ADAM.update)
 
     def run(params, rest, opt_state):
         for _ in range(10):
-            params, opt_state = step(params, rest, opt_state)
+            updates, opt_state = update(gradient(params, rest)[1], opt_state, params)
+            params = optax.apply_updates(params, updates)
         return params
 
     return run
 
 
 def close(a, b, path=""):
-    # Unlike programs sum in another order; after ten steps of a net of four blocks that is 1e-5 of the largest.
+    # Unlike programs sum in another order; after ten steps of a net of three blocks that is 1e-5 of the largest.
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=path)
 
 
