@@ -48,17 +48,22 @@ def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
     """
     node, named = parse(source, arrays.raw_after)
     reader = _Reader(source, tuples.checked(namedtuples))
-    tree, _ = reader.build(node, (), 0)
-    known = reader.used
-    for name in named:
-        if id(name) not in known and not names.harmless(name.name):
-            reader.refuse(name, (), None)
+    tree, damage = None, None
+    try:
+        tree, _ = reader.build(node, (), 0)
+    except CheckpointError as err:
+        damage = err
+    for name in named:  # Those that nothing in the tree needed, or that come after what is damaged.
+        if id(name) not in reader.used and not reader.knows(name.name):
+            reader.refuse(name, None, None)
     if reader.problems:
         raise CheckpointError(
             f"{source.path} asks for what is no data. Nothing of it was run:\n"
             + listing(dict.fromkeys(reader.problems))
             + "\nWhat is listed nowhere is not read: load the file where it was written and dump dictionaries of arrays."
-        )
+        ) from damage
+    if damage is not None:
+        raise damage
     return tree
 
 
@@ -75,6 +80,10 @@ class _Reader:
     def _wrong(self, node: Any, path: Path, text: str) -> CheckpointError:
         offset = getattr(node, "offset", 0)
         return self._source.error(offset, f"{_where(path)}: {text}")
+
+    def knows(self, name: str) -> bool:
+        """Whether a name means data wherever it stands."""
+        return names.harmless(name) or name in self._namedtuples or tuples.is_of_optax(name)
 
     def refuse(self, name: Global, path: Path | None, call: Call | None) -> None:
         """Notes that a name is on no list, with where it stands and what can be done."""

@@ -175,7 +175,9 @@ class _Machine:
             raise self._wrong("a protocol above 5.")
 
     def do_frame(self) -> None:
-        self._take(8)  # Only a hint of how much to read at once.
+        size = self._uint(8)  # Only a hint of how much to read at once.
+        if size > self._source.size - self._file.tell():
+            raise self._wrong(f"a frame of {size} bytes begins here and fewer are left: the file is cut or damaged.")
 
     def do_none(self) -> None:
         self._stack.append(None)

@@ -143,6 +143,12 @@ def is_namedtuple(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, tuple) and isinstance(fields, tuple)
 
 
+def is_of_optax(dotted: str) -> bool:
+    """Whether optax has or had a NamedTuple class of that name."""
+    module, _, name = dotted.rpartition(".")
+    return module.partition(".")[0] == "optax" and (name in _OPTAX or _installed(module, name) is not None)
+
+
 def of_optax(dotted: str, count: int) -> type | None:
     """Returns the NamedTuple class of that name with that number of fields, or None if optax has and had none.
 

@@ -21,19 +21,18 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from bridges.core._errors import describe
 from bridges.core._flat import join, nest
 from bridges.core._state import State
+from converters.formats import _pickle_arrays as arrays
 from converters.formats import _pickle_tuples as tuples
 from converters.formats._lazy import LazyLeaf, read_leaf
 from converters.formats._pickle_meaning import MAX_DEPTH
 
 _BATCH = 1000  # Items between two marks, as Python's own pickler has them: what a reader's stack holds at once.
 _PIECE = 1 << 20
-_KINDS = "biufc"
 _PLAIN = (bool, int, float, complex, str, bytes)
 _OURS = ("bridges", "converters")
 # The temporary name that `converters._atomic` puts around the final one.
@@ -101,8 +100,8 @@ def _leaf_problem(leaf: Any) -> str | None:
         return f"{describe(leaf)} has no values: write the tree outside jit and eval_shape"
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return f"{describe(leaf)} is spread over several processes: gather it, or write orbax"
-    if np.dtype(kind).kind not in _KINDS and not hasattr(ml_dtypes, np.dtype(kind).name):
-        return f"{describe(leaf)} is no array of numbers"
+    if not arrays.holds(np.dtype(kind)):
+        return f"{describe(leaf)} is no array of numbers that every machine has"
     return None
 
 
