@@ -14,7 +14,6 @@ import gzip
 import math
 import os
 import pathlib
-import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,8 +34,6 @@ _BATCH = 1000  # Items between two marks, as Python's own pickler has them: what
 _PIECE = 1 << 20
 _PLAIN = (bool, int, float, complex, str, bytes)
 _OURS = ("bridges", "converters")
-# The temporary name that `converters._atomic` puts around the final one.
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.part$")
 
 
 def problems(tree: Any) -> list[str]:
@@ -106,9 +103,9 @@ def _leaf_problem(leaf: Any) -> str | None:
 
 
 def write(path: pathlib.Path, tree: Any) -> None:
-    """Writes a tree without problems to a new file, by gzip if its final name ends in `.gz`; on the disk when it returns."""
+    """Writes a tree without problems to a new file, by gzip if its name ends in `.gz`; on the disk when it returns."""
     with path.open("xb") as file:
-        if _TEMPORARY.sub("", path.name).endswith(".gz"):
+        if path.name.endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=1) as packed:
                 _Writer(packed).document(tree)
         else:
