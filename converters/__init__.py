@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converters._back import convert_back as convert_back
     from converters._convert import Conversion as Conversion
     from converters._convert import convert as convert
     from converters._errors import CheckpointError as CheckpointError
@@ -24,6 +25,7 @@ _NAMES: dict[str, str] = {
     "Job": "converters._job",
     "Conversion": "converters._convert",
     "convert": "converters._convert",
+    "convert_back": "converters._back",
 }
 
 

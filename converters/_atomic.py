@@ -60,7 +60,9 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], overwrite: bool = Fal
     final, *others = finals = [pathlib.Path(path) for path in paths]
     for there in () if overwrite else finals:
         if os.path.lexists(there):
-            raise CheckpointError(f"{there} exists. Choose another name, or say that it may be overwritten (--overwrite).")
+            raise CheckpointError(
+                f"{there} exists. Choose another name, or say that it may be overwritten (--overwrite)."
+            )
     if not final.parent.is_dir():
         raise CheckpointError(f"{final} cannot be written: the directory {final.parent} does not exist. Make it first.")
     temporaries = [_beside(there) for there in finals]

@@ -112,10 +112,11 @@ def contents(tree: Any, framework: str | None = None, part: str | None = None, s
         return _flat_contents(tree, framework)
     if framework in (None, "haiku", "flat") and isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
         # Haiku's modules taken apart at their slashes, as formats that name arrays by paths give them back.
-        flat = _flat_contents(_flat.flatten(tree), framework)
-        deep = any(path.count("/") != 2 for path in flat.variables if path.startswith("params/"))
-        if framework == "flat" or (flat.framework == "haiku" and deep):
-            return dataclasses.replace(flat, tree=tree)
+        paths = _flat.flatten(tree)
+        if framework == "flat" or any(path.count("/") != 2 for path in paths if path.startswith("params/")):
+            flat = _flat_contents(paths, framework)
+            if flat.framework in ("haiku", framework):
+                return dataclasses.replace(flat, tree=tree)
     fields = _fields(tree)
     if fields is None:
         fields = [(None, "variables", tree)]
@@ -356,6 +357,6 @@ def _flat_contents(tree: Mapping[str, Any], framework: str | None) -> Contents:
     else:
         why = "as said"
     state = _native.with_kinds(framework, entries)
-    params = {p: x for p, x in state.items() if p.startswith("params/")}
+    native = _native.parameters(framework, state) if optimizers else None
     nested = {key: _flat.nest(value) for key, value in optimizers.items()}
-    return Contents(tree, framework, why, "flat", (), state, params, nested, {}, rest)
+    return Contents(tree, framework, why, "flat", (), state, native, nested, {}, rest)

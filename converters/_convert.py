@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -9,11 +10,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
+from bridges.core._flat import flatten
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
-from converters._atomic import replacing
+from converters._atomic import replacing_all
 from converters._job import Job
+from converters._ledger import Ledger, checksum_of_file
+from converters._manifest import Way, end, manifest_of, residue_of, ways, written
 from converters._outline import size
+from converters._structure import mapped
+from converters._tracked import Plain
+from converters.formats import LazyLeaf, npz, read_leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +78,8 @@ def convert(
     part: str | None = None,
     src_format: str | None = None,
     format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    tx: Any = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
     manifest: bool = True,
@@ -90,6 +102,9 @@ def convert(
       part: The path of the variables in the source (`'0/params'`), where they are not found; all else is left out.
       src_format: The name of the source's format, where its content is not to decide.
       format: The name of the target's format, where the ending of `dst` is not to decide.
+      options: Options of the source's format (`namedtuples` of pickle).
+      tx: The optax transformation of an optimizer whose state is in the file: the target's state then has its own
+        containers, where the file has dictionaries in their place (msgpack, Orbax).
       overwrite: Whether what stands at `dst` may be replaced; until the new one is complete it stays.
       progress: Called with the size in bytes of each array that was written.
       manifest: Whether to write `<dst>.manifest.json` (and, where the conversion loses values, these beside it), which
@@ -115,17 +130,114 @@ def convert(
         part=part,
         src_format=src_format,
         format=format,
+        options=options,
+        tx=tx,
         overwrite=overwrite,
     )
-    with replacing(job.path, overwrite) as temporary:
-        job.format.module().write(temporary, job.tree, {})
+    return run(job, overwrite=overwrite, progress=progress, manifest=manifest, began=began)
+
+
+def run(
+    job: Job,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+    manifest: bool = True,
+    began: float | None = None,
+) -> Conversion:
+    """Runs a job, and returns what was done; see `convert`."""
+    began = time.monotonic() if began is None else began
+    places = [job.path, residue_of(job.path), manifest_of(job.path)]
+    notes = list(job.notes)
+    with replacing_all(places, overwrite) as (temporary, residue, note), Ledger(progress, manifest) as ledger:
+        found = ways(job.source.tree, job.tree, job.moves) if manifest else []
+        lost = _lost(job, found)
+        leaves = flatten(job.source.tree)
+        for way in found:
+            if not _same_bytes(way.item) or not way.exact:
+                for path in way.item.sources:
+                    ledger.read(path, leaves[path])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(checksum_of_file, job.source.path) if manifest else None
+            job.format.module().write(temporary, mapped(ledger.pulled, job.tree), job.metadata)
+            if lost:
+                npz.write(residue, {path: _storable(leaf) for path, leaf in lost.items()}, {})
+                size_ = sum(int(leaf.nbytes) for leaf in lost.values())
+                notes.append(f"The target does not hold {len(lost)} arrays of the source; for the way back they are in")
+                notes[-1] += f" {places[1].name} ({size(size_)})"
+            if whole is not None:
+                _write_manifest(job, note, residue, found, lost, ledger, whole.result(), notes)
     return Conversion(
         job.source.path,
         job.path,
         job.plan,
         job.verdict,
         job.plan.reasons if job.plan else (),
-        job.notes,
+        tuple(notes),
         job.nbytes,
         time.monotonic() - began,
+        places[2] if manifest else None,
     )
+
+
+def _lost(job: Job, found: Sequence[Way]) -> dict[str, Any]:
+    """Returns the arrays of the source that the target does not determine, by path."""
+    leaves = flatten(job.source.tree)
+    paths = [path for way in found if not way.exact for path in way.item.sources]
+    return {path: leaves[path] for path in paths if not isinstance(leaves[path], Plain)}
+
+
+def _storable(leaf: Any) -> Any:
+    """Returns the leaf, of a typed random key its data: the manifest has its dtype."""
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    raw = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return LazyLeaf(raw.shape, raw.dtype, lambda: np.asarray(jax.random.key_data(read_leaf(leaf))))
+
+
+def _same_bytes(item: Any) -> bool:
+    """Whether source and target have the same elements in the same order."""
+    one = len(item.sources) == len(item.targets) == 1
+    return one and all(op.name in ("reshape", "squeeze", "expand") for op in item.ops)
+
+
+def _write_manifest(
+    job: Job,
+    note: pathlib.Path,
+    residue: pathlib.Path,
+    found: Sequence[Way],
+    lost: Mapping[str, Any],
+    ledger: Ledger,
+    whole: str,
+    notes: Sequence[str],
+) -> None:
+    pulled, seen = ledger.sums()
+    for way in found:
+        if way.exact and _same_bytes(way.item):
+            seen[way.item.sources[0]] = pulled[way.item.targets[0]]
+    source, framework = job.source, job.contents.framework if job.contents else ""
+    ends = (
+        end(source.path.name, source.format, framework, source.tree, seen),
+        end(job.path.name, job.format.name, job.framework, job.tree, pulled),
+    )
+    ends[0].update(
+        {"sha256": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
+    )
+    held = (
+        {"name": residue_of(job.path).name, "sha256": checksum_of_file(residue), "entries": sorted(lost)}
+        if lost
+        else None
+    )
+    text = written(
+        source=ends[0],
+        target=ends[1],
+        found=found,
+        plan=job.plan,
+        mapping=job.mapping,
+        residue=held,
+        notes=notes,
+    )
+    with open(note, "x", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())

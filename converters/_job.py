@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from bridges.core import _flat
 from bridges.core._errors import StructureError, UnsupportedError, describe, hint, listing
@@ -26,14 +27,18 @@ from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 from bridges.mapping._project import project
 from converters import _native, formats
+from converters._carried import Move, moved, optimizers, twins
 from converters._contents import Contents, contents
 from converters._errors import CheckpointError
 from converters._layout import laid_out
 from converters._models import Model
-from converters._stream import Stream, targets
-from converters.formats import Checkpoint, Format
+from converters._stream import Stream
+from converters._structure import mapped
+from converters._tracked import plain, tracked
+from converters.formats import Checkpoint, Format, LazyLeaf, read_leaf
 
 _FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
+_READERS = ("layout", "dtypes", "unlisted")  # texts by which formats tell what they found
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
 
 
@@ -50,7 +55,7 @@ class Job:
       mapping: The mapping; None where the entries stay what they are.
       plan: The plan of the variables; None likewise.
       tree: The target's native tree, of lazy leaves.
-      random: Entries of the target's random state that are written, with the model's own values.
+      moves: How leaves of the source become leaves of the target; those that are one object stay as they are.
       notes: What a person should know.
     """
 
@@ -62,7 +67,7 @@ class Job:
     mapping: Rules | None
     plan: Plan | None
     tree: Any
-    random: tuple[str, ...] = ()
+    moves: tuple[Move, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -81,15 +86,18 @@ class Job:
         part: str | None = None,
         src_format: str | None = None,
         format: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        tx: Any = None,
         overwrite: bool = False,
     ) -> Job:
         """Returns the job; the arguments are those of `converters.convert`."""
         source, path = pathlib.Path(src), pathlib.Path(dst)
-        _check_places(source, path, overwrite)
+        check_places(source, path, overwrite)
         row = formats.target_format(path, format)
         if to is not None and to not in _FRAMEWORKS:
             raise UnsupportedError(f"to={to!r} is no framework.{hint(to, _FRAMEWORKS)} There are {list(_FRAMEWORKS)}.")
-        checkpoint = formats.read(source, src_format)
+        checkpoint = formats.read(source, src_format, **(options or {}))
+        checkpoint = dataclasses.replace(checkpoint, tree=tracked(checkpoint.tree))
         given = dict(kwargs or {})
         dst_spec, dst_framework, model = _spec(dst_model, inputs, given)
         src_spec, src_framework, _ = _spec(src_model, inputs, given)
@@ -119,10 +127,15 @@ class Job:
                     made = project(rules, src_spec, to)
                     dst_spec = Spec(_native.with_kinds(to, made), to)
                 plan = rules.plan(src_spec, dst_spec)
-                job = _planned(checkpoint, path, row, found, rules, plan, to, dst_spec, model)
-        if problems := row.module().problems(job.tree):
+                job = _planned(Job(checkpoint, path, row, to, found, rules, plan, None), src_spec, dst_spec, model, tx)
+        if problems := row.module().problems(mapped(lambda _, leaf: plain(leaf), job.tree)):
             raise UnsupportedError(f"The format {row.name} cannot hold everything:\n" + listing(problems))
         return job
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts of the source that go along where only the format changes; those that a reader made up stay behind."""
+        return {} if self.framework else {k: v for k, v in self.source.metadata.items() if k not in _READERS}
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +162,8 @@ class Job:
         return "\n".join(self.lines())
 
 
-def _check_places(source: pathlib.Path, path: pathlib.Path, overwrite: bool) -> None:
+def check_places(source: pathlib.Path, path: pathlib.Path, overwrite: bool) -> None:
+    """Raises a `CheckpointError` unless a file can be written at `path` without touching the source."""
     if not source.exists():
         formats.detect(source)  # says so
     real, there = source.resolve(), path.parent.resolve() / path.name
@@ -231,10 +245,11 @@ def _merged(found: Contents, spec: Spec | None) -> Spec:
 
 def _kept(checkpoint: Checkpoint, path: pathlib.Path, row: Format, found: Contents, to: str) -> Job:
     """Returns the job that changes no entry: the same tree in another form."""
-    if to != "flat" and found.form != "flat":
+    values = row.name == "orbax"
+    if to != "flat" and found.form != "flat" and (to != "nnx" or found.values == values):
         return Job(checkpoint, path, row, to, found, None, None, found.tree)
     native = _native.native(to, found.variables)
-    tree = laid_out(to, native, found, found.optimizers, found.twins, found.rest, row.name == "orbax")
+    tree = laid_out(to, native, found, found.optimizers, found.twins, found.rest, values)
     return Job(checkpoint, path, row, to, found, None, None, _shaped(tree, to, row))
 
 
@@ -242,38 +257,47 @@ def _shaped(tree: Any, to: str, row: Format) -> Any:
     return _flat.nest(tree) if to == "flat" and row.name in _NAMING else tree
 
 
-def _planned(
-    checkpoint: Checkpoint,
-    path: pathlib.Path,
-    row: Format,
-    found: Contents,
-    rules: Rules,
-    plan: Plan,
-    to: str,
-    spec: Spec,
-    model: Model | None,
-) -> Job:
-    stream = Stream()
-    notes: list[str] = []
-    made: dict[str, Any] = dict(targets(stream, plan.items, found.variables))
-    random: tuple[str, ...] = ()
+def _planned(job: Job, src_spec: Spec, spec: Spec, model: Model | None, tx: Any) -> Job:
+    """Returns the job with the target's tree, and how its leaves come about."""
+    found, plan, to = job.contents, job.plan, job.framework
+    assert found is not None and plan is not None
+    stream, notes = Stream(), []
+    moves, made = moved(stream, plan.items, found.variables)
     if plan.dst_random:
-        if row.name in ("orbax", "pickle") and model is not None and to == "nnx":
-            own = _random_state(model, plan.dst_random)
-            random = tuple(own)
-            made.update(own)
+        if job.format.name == "orbax" and model is not None and to == "nnx":
+            made.update(own := _random_state(model, plan.dst_random))
             notes.append(f"Random state is the target model's own: {', '.join(own)}")
         else:
-            names = ", ".join(plan.dst_random)
-            notes.append(f"Random state is not written, the target keeps its own: {names}")
+            notes.append(f"Random state is not written, the target keeps its own: {', '.join(plan.dst_random)}")
     if plan.src_random:
         notes.append(f"The source's random state is not converted: {', '.join(plan.src_random)}")
     kinds = {p: kind for p, kind in spec.entries.declared.items() if p in made}
     native = _native.native(to, State(made, kinds), spec)
-    if found.optimizers or found.twins:
-        raise UnsupportedError("optimizers follow")
-    tree = laid_out(to, native, found, {}, {}, found.rest, row.name == "orbax")
-    return Job(checkpoint, path, row, to, found, rules, plan, _shaped(tree, to, row), random, tuple(notes))
+    rest = dict(found.rest)
+    more, others = twins(stream, plan, found, to, spec, src_spec) if found.twins else ([], {})
+    moves += more
+    more, states, assumed = optimizers(stream, plan, found, to, spec, tx) if found.optimizers else ([], {}, [])
+    moves += more
+    notes += [f"Of the optimizer is taken for granted: {text}" for text in dict.fromkeys(assumed)]
+    if to == "nnx" and states and "step" not in rest:
+        step = _step(states)
+        rest.update({"step": step} if step is not None else {})
+        notes.append(
+            "nnx.Optimizer keeps a step, which the source lacks; "
+            + ("it is the count of the optimizer's state" if step is not None else "set it after loading")
+        )
+    values = job.format.name == "orbax"
+    tree = _shaped(laid_out(to, native, found, states, others, rest, values), to, job.format)
+    return dataclasses.replace(job, tree=tree, moves=tuple(moves), notes=tuple(notes))
+
+
+def _step(states: Mapping[Any, Any]) -> Any:
+    """Returns how many updates an optimizer has made, as `nnx.Optimizer` keeps it, where its state counts them once."""
+    counts = {path: leaf for path, leaf in _flat.flatten(dict(states)).items() if path.rpartition("/")[2] == "count"}
+    if len(counts) != 1:
+        return None
+    leaf = next(iter(counts.values()))
+    return LazyLeaf((), np.uint32, lambda: np.asarray(read_leaf(leaf)).astype(np.uint32))
 
 
 def _random_state(model: Model, paths: Sequence[str]) -> dict[str, Any]:

@@ -160,6 +160,30 @@ def native(framework: str, state: State, like: Spec | None = None, values: bool 
     return wrapped(tree) if values else tree
 
 
+def parameters(framework: str, state: Mapping[str, Any], like: Spec | None = None) -> Any:
+    """Returns the native parameters alone, as an optimizer knows them, of entries of which others are left out.
+
+    Args:
+      framework: As in `native`.
+      state: The entries; those that are no parameters may be there or not.
+      like: As in `native`.
+    """
+    mine = State({path: value for path, value in state.items() if path.startswith("params/")})
+    known = like if like is not None and like.native is not None else None
+    if framework == "haiku":
+        return haiku_tree.unflatten(mine, (known.native[0], {}) if known else None)[0]
+    if framework == "linen":
+        part = Spec(mine, "linen", native={"params": known.native["params"]}) if known else None
+        return native("linen", mine, part)["params"]
+    if framework == "nnx" and known:
+        lacking = {path: _Lacking() for path in known.entries if path not in mine}
+        from bridges._nnx._variables import unflatten
+
+        return _without_lacking(_pure(unflatten(State({**mine, **lacking}), known)))
+    nested = _flat.nest(mine)
+    return nested.get("params", {}) if framework == "nnx" else nested
+
+
 def _plain(variables: Any) -> Any:
     """Returns Linen variables without boxes, as a file holds them."""
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bridges.core._errors import describe
@@ -76,33 +76,3 @@ class Stream:
 def _nbytes(x: Any) -> int:
     base = getattr(x, "base", None)  # a view keeps all of its base alive
     return int(getattr(base if base is not None and hasattr(base, "nbytes") else x, "nbytes", 0))
-
-
-def targets(stream: Stream, items: Any, sources: Mapping[str, Any]) -> dict[str, LazyLeaf]:
-    """Returns the lazy targets of a plan's items.
-
-    Args:
-      stream: Where the steps run.
-      items: Items of a plan; those without targets have none here.
-      sources: Path -> leaf, with all sources of the items.
-    """
-    found: dict[str, LazyLeaf] = {}
-    for item in items:
-        if item.targets:
-            leaves = stream.step(
-                item.forward, [sources[p] for p in item.sources], item.stages[-1], ", ".join(item.targets)
-            )
-            found.update(zip(item.targets, leaves, strict=True))
-    return found
-
-
-def origins(stream: Stream, items: Any, given: Mapping[str, Any]) -> dict[str, LazyLeaf]:
-    """Returns the lazy sources of a plan's items for their targets: the way back, where there is one."""
-    found: dict[str, LazyLeaf] = {}
-    for item in items:
-        if item.sources and all(p in given for p in item.targets) and (item.targets or item.value is not None):
-            leaves = stream.step(
-                item.inverse, [given[p] for p in item.targets], item.stages[0], ", ".join(item.sources)
-            )
-            found.update(zip(item.sources, leaves, strict=True))
-    return found

@@ -36,7 +36,7 @@ EXACT, ROUNDING = "exact", "exact to rounding"
 EVALUATION, NOT_EXACT = "exact for evaluation only", "not exact"
 _WORST = (EXACT, ROUNDING, EVALUATION, NOT_EXACT)
 _KINDS = {kind.__name__: kind for kind in (Variable, Param, BatchStat, Cache, Intermediate, RngState)}
-_KEY_DTYPES = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+KEY_DTYPES = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,9 +300,10 @@ def _entries(state: State) -> dict[str, list[Any]]:
     return {p: [str(x.dtype), list(x.shape), kinds.get(p)] for p, x in state.items()}
 
 
-def _dtype(name: str) -> Any:
-    if name in _KEY_DTYPES:
-        return jax.eval_shape(lambda: jax.random.key(0, impl=_KEY_DTYPES[name])).dtype
+def dtype_of(name: str) -> Any:
+    """Returns the dtype of a name, that of typed random keys (`key<fry>`) included."""
+    if name in KEY_DTYPES:
+        return jax.eval_shape(lambda: jax.random.key(0, impl=KEY_DTYPES[name])).dtype
     return jnp.dtype(name)
 
 
@@ -310,7 +311,7 @@ def _state(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> State:
     for path, (_, _, kind) in given.items():
         if kind is not None and kind not in kinds:
             raise MappingError(f"{path!r} is of the kind {kind!r}: pass kinds={{{kind!r}: YourVariableSubclass}}.")
-    entries = {path: Abstract(tuple(shape), _dtype(dtype)) for path, (dtype, shape, _) in given.items()}
+    entries = {path: Abstract(tuple(shape), dtype_of(dtype)) for path, (dtype, shape, _) in given.items()}
     return State(entries, {path: kinds[kind] for path, (_, _, kind) in given.items() if kind is not None})
 
 

@@ -1,0 +1,109 @@
+"""Ledger: what went through a conversion: a checksum of each leaf, taken when a writer pulls it, beside the writing.
+
+One leaf is summed in a thread while it is written; the next one waits for it, so that one is in memory. A checksum is
+SHA-256 of the elements in row-major order, little endian; of a typed random key, of its data.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters._tracked import Leaf, Plain
+from converters.formats import LazyLeaf, read_leaf
+from converters.formats._entries import blocks
+
+_PIECE = 4 << 20
+
+
+def checksum(leaf: Any) -> str:
+    """Returns the checksum of a leaf, which is read if it is lazy."""
+    value = read_leaf(leaf.value if isinstance(leaf, Plain) else leaf)
+    if isinstance(value, (str, bytes)):
+        return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).hexdigest()
+    if jax.dtypes.issubdtype(getattr(value, "dtype", np.float64), jax.dtypes.extended):
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    total = hashlib.sha256()
+    for block in blocks(array, array.dtype):
+        total.update(block)
+    return total.hexdigest()
+
+
+def checksum_of_file(path: pathlib.Path) -> str:
+    """Returns SHA-256 of a file; of a directory, of its files' names and checksums in order."""
+    if path.is_dir():
+        lines = [
+            f"{checksum_of_file(file)}  {file.relative_to(path).as_posix()}\n"
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total.update(buffer[:count])
+    return total.hexdigest()
+
+
+class Ledger:
+    """Watches leaves as they are read.
+
+    Args:
+      progress: Called with the size in bytes of each leaf that was pulled by a writer.
+      sums: Whether to take checksums.
+    """
+
+    def __init__(self, progress: Callable[[int], None] | None = None, sums: bool = True):
+        self._progress = progress
+        self._pool = concurrent.futures.ThreadPoolExecutor(1) if sums else None
+        self._pending: list[concurrent.futures.Future[str]] = []
+        self._pulled: dict[str, concurrent.futures.Future[str]] = {}
+        self._read: dict[str, concurrent.futures.Future[str]] = {}
+
+    def pulled(self, path: str, leaf: Any) -> Any:
+        """Returns the leaf as a writer is to pull it."""
+        if isinstance(leaf, Plain):
+            self._sum(self._pulled, path, leaf.value)
+            return leaf.value
+
+        def read() -> Any:
+            concurrent.futures.wait(self._pending)  # one leaf in memory at a time
+            self._pending.clear()
+            value = read_leaf(leaf)
+            self._sum(self._pulled, path, value)
+            if self._progress:
+                self._progress(int(getattr(leaf, "nbytes", 0)))
+            return value
+
+        return LazyLeaf(leaf.shape, leaf.dtype, read, getattr(leaf, "where", path))
+
+    def read(self, path: str, leaf: Any) -> None:
+        """Has the leaf of a source summed when it is read the first time."""
+        if isinstance(leaf, Plain):
+            self._sum(self._read, path, leaf.value)
+        elif isinstance(leaf, Leaf):
+            leaf.seen = lambda value: None if path in self._read else self._sum(self._read, path, value)
+
+    def _sum(self, into: dict[str, concurrent.futures.Future[str]], path: str, value: Any) -> None:
+        if self._pool:
+            into[path] = self._pool.submit(checksum, value)
+            self._pending.append(into[path])
+
+    def sums(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the checksums by path: of the leaves that were pulled, and of those of the source that were read."""
+        return tuple({path: future.result() for path, future in found.items()} for found in (self._pulled, self._read))  # type: ignore[return-value]
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._pool:
+            self._pool.shutdown()
