@@ -8,7 +8,7 @@ Sequences and NamedTuples are dictionaries by index and by field, as in Flax's s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import jax
 import numpy as np
@@ -56,6 +56,8 @@ def problem(leaf: Any) -> str | None:
         )
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return f"is {describe(leaf)}, parts of which lie in other processes: use the format orbax"
+    if isinstance(leaf, np.ma.MaskedArray):
+        return "is a masked array, whose mask would be lost: store its data and its mask"
     if not isinstance(leaf, _PLAIN) and not is_empty(leaf):
         return f"is a {type(leaf).__name__}, which is no array"
     return None
@@ -72,6 +74,12 @@ def spec(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 def little(dtype: np.dtype) -> np.dtype:
     """Returns the dtype with its bytes in the order in which every format here keeps them."""
     return dtype.newbyteorder("<")
+
+
+def copy(leaf: Any, dtype: np.dtype, file: BinaryIO | IO[bytes]) -> None:
+    """Writes the bytes of a leaf as `blocks` yields them; when it returns, the leaf is let go."""
+    for block in blocks(leaf, dtype):
+        file.write(block)
 
 
 def blocks(leaf: Any, dtype: np.dtype) -> Iterator[memoryview]:

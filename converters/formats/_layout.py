@@ -18,6 +18,7 @@ from bridges.core import _flat
 from bridges.core._errors import CollisionError
 
 _MARKS = {"haiku": "//", "colon": ":"}
+_DEEP = 500  # levels of a tree; those who walk it later recurse
 
 
 def tree(flat: Mapping[str, Any], said: str | None = None, modules: bool = True) -> tuple[dict[str, Any], str]:
@@ -50,7 +51,7 @@ def recognised(flat: Mapping[str, Any], modules: bool = True) -> str:
     if any("/" in key or "%" in key for key in flat):
         if _fits(flat, "nested"):
             return "nested"
-        return "flat: the names hold '/' or '%' and do not spell a tree (an empty part, or an array above another)"
+        return "flat: the names hold '/' or '%' and do not spell a tree (an empty part, an array above another, 500 levels)"
     if any("." in key for key in flat):
         return "flat: '.' may separate or belong to a name, and the names were left as they are"
     return "flat"
@@ -76,11 +77,13 @@ def _fits(names: Iterable[str], layout: str) -> bool:
     if layout in _MARKS:
         return all(_two(name, _MARKS[layout]) for name in names)
     if layout == "nested":
+        if not all(name and name.count("/") < _DEEP and _flat.join(_flat.split(name)) == name for name in names):
+            return False
         try:
             _flat.nest(dict.fromkeys(names))
         except CollisionError:
             return False
-        return all(name and _flat.join(_flat.split(name)) == name for name in names)
+        return True
     return True
 
 

@@ -123,7 +123,7 @@ class Heads:
 
     def _number(self, at: int, form: str, end: int) -> int:
         size = struct.calcsize(form)
-        if at + size > end:
+        if at + size > min(end, self.source.size):
             raise damaged(self.source.path, f"it ends at byte {end:,}, inside of a value")
         return struct.unpack(form, self.peek(at, size))[0]
 

@@ -1,8 +1,8 @@
 """Source: an open file from which arrays are mapped or read at their places, and the one error of a damaged file.
 
 Large arrays are views into a memory map of the file, so that nothing is copied on the way into another file; small ones
-are read. The map is shared by all arrays that are alive and goes with the last of them: who lets go of one array before
-asking for the next holds the pages of one. The file stays open, so a file that is renamed over it later changes nothing.
+are read. A map goes with its array, and only a few are alive at a time, because each takes a file handle; who asks for
+more arrays before letting go of the first gets copies. The file stays open: one renamed over it later changes nothing.
 
 Invariant: nothing outside of the file's bounds is asked for, whatever the numbers in the file say.
 """
@@ -25,6 +25,7 @@ from converters._errors import CheckpointError
 
 # Below this many bytes a copy costs less than the page faults of a view.
 SMALL = 1 << 17
+MAPS = 4  # alive at a time
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ class Source:
             self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._handle)
         self.size = os.fstat(self._handle).st_size
-        self._map: weakref.ref[mmap.mmap] | None = None
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def bytes(self, at: int, count: int) -> bytes:
         """Returns `count` bytes from the position `at`."""
@@ -95,15 +96,16 @@ class Source:
         self._check(at, count)
         native = dtype.newbyteorder("=")
         order: Any = "F" if fortran else "C"
-        if not count:
-            return np.empty(shape, native, order)
-        found = self._mapped(at, size, dtype) if count >= SMALL and dtype == native else None
-        if found is None:
-            found = np.empty(size, dtype)
-            self.fill(at, found)
-            if dtype != native:
-                found = found.byteswap(inplace=True).view(native)
-        return found.reshape(shape, order=order)
+        with reading(self.path):  # NumPy refuses some shapes of arrays without elements
+            if not count:
+                return np.empty(shape, native, order)
+            found = self._mapped(at, size, dtype) if count >= SMALL and dtype == native else None
+            if found is None:
+                found = np.empty(size, dtype)
+                self.fill(at, found)
+                if dtype != native:
+                    found = found.byteswap(inplace=True).view(native)
+            return found.reshape(shape, order=order)
 
     def fill(self, at: int, array: np.ndarray) -> None:
         """Reads the bytes from `at` on into a contiguous array of one axis."""
@@ -121,14 +123,18 @@ class Source:
         # A map of a file that has become shorter kills the process when it is touched.
         if os.fstat(self._handle).st_size < self.size:
             raise damaged(self.path, "it has become shorter since it was opened")
-        shared = self._map() if self._map is not None else None
-        if shared is None:
-            try:
-                shared = mmap.mmap(self._handle, self.size, access=mmap.ACCESS_READ)
-            except OSError:  # a limit on address space or open files: reading needs neither
-                return None
-            self._map = weakref.ref(shared)
-        return np.frombuffer(shared, dtype, size, at)
+        if len(self._maps) >= MAPS:
+            return None
+        skip = at % mmap.ALLOCATIONGRANULARITY
+        try:
+            count = skip + size * dtype.itemsize
+            # All of it is about to be read: one call for all its pages costs a fifth of a fault for every few.
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            found = mmap.mmap(self._handle, count, flags, mmap.PROT_READ, offset=at - skip)
+        except OSError:  # a limit on address space or open files: reading needs neither
+            return None
+        self._maps.add(found)
+        return np.frombuffer(found, dtype, size, skip)
 
     def _check(self, at: int, count: int) -> None:
         if at < 0 or count < 0 or at + count > self.size:

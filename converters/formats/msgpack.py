@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -27,6 +26,7 @@ from converters.formats._checkpoint import Checkpoint
 from converters.formats._dtypes import EXTENDED, PLAIN
 from converters.formats._lazy import LazyLeaf
 from converters.formats._msgpack import Head, Heads, bin_head, ext_head
+from converters.formats._output import output
 from converters.formats._source import Source, damaged, reading
 
 NDARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax.serialization._MsgpackExtType
@@ -37,9 +37,10 @@ _DTYPES = PLAIN | EXTENDED
 
 
 def recognises(path: pathlib.Path) -> bool:
-    """Whether a file begins as a state dict does: a map whose first key is a text or an integer, or an array's ext.
+    """Whether a file begins as a state dict does: a map whose first key is a text, or an array's ext.
 
-    msgpack has no signature. A file that was cut off is recognised still.
+    msgpack has no signature. A file that was cut off is recognised still, unless its keys are integers: those look like
+    anything, and it must be whole.
     """
     if not path.is_file():
         return False
@@ -58,9 +59,13 @@ def recognises(path: pathlib.Path) -> bool:
         key = heads.head(top.body, source.size)
         if key.kind == "str":
             source.bytes(key.body, key.length).decode()
-        return key.kind == "str" or (key.kind == "plain" and isinstance(_plain(source, key), int))
+            return True
+        if key.kind == "plain":
+            _tree(source)
+            return True
     except (BridgeError, UnicodeDecodeError):
-        return False
+        pass
+    return False
 
 
 def read(path: pathlib.Path) -> Checkpoint:
@@ -91,13 +96,11 @@ def problems(tree: Any) -> list[str]:
 def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
     """Writes a file, one leaf at a time; the format has no place for metadata."""
     entries = _entries.entries(tree)
-    with open(path, "xb") as file:
+    with output(path) as file:
         if list(entries) == [""]:
             _write_leaf(file, entries[""])
         else:
             _write_tree(file, entries)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -226,6 +229,8 @@ def _unchunked(source: Source, frames: list[_Frame], found: Any) -> Any:
     with reading(where):
         shape = tuple(found["shape"][str(i)] for i in range(len(found["shape"])))
         parts: list[LazyLeaf] = [found["chunks"][str(i)] for i in range(len(found["chunks"]))]
+        if not parts or not all(isinstance(part, LazyLeaf) for part in parts):
+            raise damaged(where, "it has no pieces")
         dtype = parts[0].dtype
         if any(type(n) is not int or n < 0 for n in shape) or sum(p.size for p in parts) != math.prod(shape):
             raise damaged(where, f"{len(parts)} pieces do not make the shape {shape}")
@@ -314,8 +319,7 @@ def _write_array(file: BinaryIO, leaf: Any, code: int) -> None:
     count = math.prod(shape) * dtype.itemsize
     head = msgpack.Packer().pack_array_header(3) + msgpack.packb(shape) + msgpack.packb(dtype.name) + bin_head(count)
     file.write(ext_head(code, len(head) + count) + head)
-    for block in _entries.blocks(leaf, dtype):
-        file.write(block)
+    _entries.copy(leaf, dtype, file)
 
 
 def _write_chunks(file: BinaryIO, leaf: Any) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
+import math
 import pathlib
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from converters.formats import _entries, _layout
 from converters.formats._checkpoint import Checkpoint
 from converters.formats._dtypes import EXTENDED
 from converters.formats._lazy import LazyLeaf
+from converters.formats._output import output
 from converters.formats._source import Source, damaged, reading
 
 _LIMIT = 0xFFFF  # bytes of a comment or a name, as the zip format has it
@@ -40,7 +42,7 @@ def recognises(path: pathlib.Path) -> bool:
     """Whether a file is a zip archive of .npy members, or may be one that was cut off."""
     if not path.is_file():
         return False
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
             return False
     try:
@@ -105,22 +107,19 @@ def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
         raise CheckpointError(
             f"The metadata has {len(comment):,} bytes, and an npz archive keeps {_LIMIT:,}: shorten it, or keep it beside."
         )
-    with open(path, "xb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.comment = comment
-            for key, leaf in keys.items():
-                empty = _entries.is_empty(leaf)
-                mark = "None" if leaf is None else "{}"
-                shape, dtype = ((0,), np.dtype([(mark, "V1")])) if empty else _entries.spec(leaf)
-                header = _header(shape, dtype)
-                info = zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0))
-                info.file_size = len(header) + dtype.itemsize * int(np.prod(shape, dtype=object))
-                with archive.open(info, "w") as member:
-                    member.write(header)
-                    for block in () if empty else _entries.blocks(leaf, dtype):
-                        member.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+    with output(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = comment
+        for key, leaf in keys.items():
+            empty = _entries.is_empty(leaf)
+            mark = "None" if leaf is None else "{}"
+            shape, dtype = ((0,), np.dtype([(mark, "V1")])) if empty else _entries.spec(leaf)
+            header = _header(shape, dtype)
+            info = zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0))
+            info.file_size = len(header) + dtype.itemsize * math.prod(shape)
+            with archive.open(info, "w") as member:
+                member.write(header)
+                if not empty:
+                    _entries.copy(leaf, dtype, member)
 
 
 def _comment(comment: bytes) -> dict[str, str]:
@@ -182,7 +181,8 @@ def _member(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     if info.file_size > (info.compress_size if stored else 1032 * info.compress_size + 1032):
         raise damaged(where, f"{info.file_size:,} bytes cannot come out of {info.compress_size:,}")
     at = _place(source, info) if stored else 0
-    with reading(where):
+    with reading(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a header of Python 2 is read and warned of
         if stored:
             head = io.BytesIO(source.bytes(at, min(info.file_size, _HEADER)))
         else:
@@ -190,7 +190,7 @@ def _member(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
                 head = io.BytesIO(member.read(_HEADER))
         shape, fortran, dtype = _parse(head, where)
     start = head.tell()
-    size = start + dtype.itemsize * int(np.prod(shape, dtype=object))
+    size = start + dtype.itemsize * math.prod(shape)
     if size != info.file_size or any(n < 0 or n >= 1 << 62 for n in shape):
         raise damaged(where, f"its header promises {dtype}{list(shape)} and it has {info.file_size:,} bytes")
     mark = dtype.names[0] if dtype.names and len(dtype.names) == 1 else ""
@@ -201,7 +201,10 @@ def _member(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     leaf = LazyLeaf(
         shape, kept.newbyteorder("="), functools.partial(pull, start, shape, dtype, fortran, kept, where), where
     )
-    return str(leaf.read()) if dtype.kind == "U" and shape == () else leaf
+    if dtype.kind != "U" or shape or leaf.nbytes > _HEADER:
+        return leaf
+    with reading(where):
+        return str(leaf.read())
 
 
 def _place(source: Source, info: zipfile.ZipInfo) -> int:
@@ -237,10 +240,16 @@ def _stored(
     kept: np.dtype,
     where: str,
 ) -> np.ndarray:
-    array = source.array(at + start, (info.file_size - start,), np.dtype(np.uint8))
+    count = info.file_size - start
+    if dtype == kept.newbyteorder("="):
+        array = source.array(at + start, (count,), np.dtype(np.uint8))
+    else:  # to be turned in its place
+        array = np.empty(count, np.uint8)
+        source.fill(at + start, array)
     if zlib.crc32(array.data, zlib.crc32(source.bytes(at, start))) != info.CRC:
         raise damaged(where, "its bytes do not have the checksum that was written with them")
-    return _shaped(array, shape, dtype, fortran, kept)
+    with reading(where):
+        return _shaped(array, shape, dtype, fortran, kept)
 
 
 def _deflated(
@@ -263,12 +272,15 @@ def _deflated(
             done += len(part)
         if done != len(target):
             raise damaged(where, f"it ends after {start + done:,} of {info.file_size:,} bytes")
-    return _shaped(array, shape, dtype, fortran, kept)
+        return _shaped(array, shape, dtype, fortran, kept)
 
 
 def _shaped(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, kept: np.dtype) -> np.ndarray:
     """Returns the array of given bytes, in the native byte order."""
+    native = kept.newbyteorder("=")
     if not array.size:
-        return np.empty(shape, kept.newbyteorder("="))
+        return np.empty(shape, native)
     found = array.view(dtype if kept == dtype else kept).reshape(shape, order="F" if fortran else "C")
-    return found if dtype == dtype.newbyteorder("=") else found.astype(dtype.newbyteorder("="))
+    if found.dtype == native:
+        return found
+    return found.astype(native) if dtype.names else found.byteswap(inplace=True).view(native)

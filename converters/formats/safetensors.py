@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from converters._errors import CheckpointError
 from converters.formats import _entries, _layout
 from converters.formats._checkpoint import Checkpoint
 from converters.formats._lazy import LazyLeaf
+from converters.formats._output import output
 from converters.formats._source import Source, damaged, reading
 
 INDEX = ".safetensors.index.json"
@@ -69,7 +71,7 @@ def recognises(path: pathlib.Path) -> bool:
         return _inside(path) is not None
     if not path.is_file():
         return False
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         head = file.read(1 << 16)
     # A length in eight bytes, then JSON; a text has no zero byte.
     if head[8:9] == b"{" and b"\0" in head[:8]:
@@ -87,7 +89,7 @@ def read(path: pathlib.Path) -> Checkpoint:
     file = _inside(path) if path.is_dir() else path
     if file is None:
         raise CheckpointError(f"{path} holds neither one .safetensors file nor one *{INDEX}. Name the file.")
-    index = file if file.name.endswith(INDEX) or _is_json(file) else _index_of(file)
+    index = file if _is_json(file) else _index_of(file)
     flat, metadata = _read_all(index) if index else _read_one(file)
     empty = metadata.pop(_EMPTY, "{}")
     with reading(path):
@@ -127,13 +129,10 @@ def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
     leaves = {name: leaf for name, leaf in entries.items() if name not in holes}
     specs = {name: _entries.spec(leaf) for name, leaf in leaves.items()}
     order = sorted(specs, key=lambda name: (-_RANKS[_code(specs[name][1])], name))
-    with open(path, "xb") as file:
+    with output(path) as file:
         file.write(header({name: specs[name] for name in order}, texts))
         for name in order:
-            for block in _entries.blocks(leaves[name], specs[name][1]):
-                file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+            _entries.copy(leaves[name], specs[name][1], file)
 
 
 def header(specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> bytes:
@@ -186,17 +185,14 @@ def _read_one(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
         length = int.from_bytes(source.bytes(0, 8), "little")
         if length > min(_MOST, source.size - 8):
             raise damaged(path, f"its header is said to have {length:,} bytes, and the file has {source.size:,}")
-        fields = json.loads(source.bytes(8, length), object_pairs_hook=functools.partial(_once, path))
-        packed = [name for name, field in fields.items() if name != "__metadata__" and field["dtype"] not in DTYPES]
-        if packed:
-            lines = [f"{name!r} is {fields[name]['dtype']}" for name in packed]
-            raise UnsupportedError(f"{path} holds arrays of dtypes that NumPy has not:\n{listing(lines)}")
-        specs: list[tuple[str, tuple[int, ...], np.dtype]] = []
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
             metadata = dict(file.metadata() or {})
-            for name in file.offset_keys():
-                part = file.get_slice(name)
-                specs.append((name, tuple(part.get_shape()), DTYPES[part.get_dtype()]))
+            parts = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            found = [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+        json.loads(source.bytes(8, length), object_pairs_hook=functools.partial(_once, path))
+        if packed := [f"{name!r} is {code}" for name, _, code in found if code not in DTYPES]:
+            raise UnsupportedError(f"{path} holds arrays of dtypes that NumPy has not:\n{listing(packed)}")
+        specs = [(name, shape, DTYPES[code]) for name, shape, code in found]
     at = source.size - sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in specs)
     if at != 8 + length:
         raise damaged(path, f"its arrays begin at byte {8 + length:,} and would have to begin at {at:,}")
@@ -272,7 +268,9 @@ def _inside(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def _index_of(file: pathlib.Path) -> pathlib.Path | None:
-    """Returns the index beside a file that names it, if there is one."""
+    """Returns the index beside a file that names it, if its name says that it is one of several."""
+    if not re.search(r"-\d+-of-\d+\.safetensors$", file.name):
+        return None
     for name in sorted(os.listdir(file.absolute().parent)):
         index = file.parent / name
         if name.endswith(INDEX) and index.is_file() and file.name in _weight_map(index).values():
