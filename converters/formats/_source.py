@@ -45,6 +45,8 @@ def reading(where: Any) -> Iterator[None]:
         if err.errno is None:
             raise damaged(where, str(err)) from err
         raise CheckpointError(f"{where} cannot be read: {err.strerror}.") from err
+    except MemoryError as err:
+        raise CheckpointError(f"{where} cannot be read: there is not enough memory for it.") from err
     except Exception as err:
         raise damaged(where, f"{type(err).__name__}: {err}" if str(err) else type(err).__name__) from err
 
