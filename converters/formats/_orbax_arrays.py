@@ -10,12 +10,15 @@ moment.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -115,6 +118,26 @@ def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(out)
 
 
+def read_shards(store: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Returns an opened array with a sharding; only the shards of this process's devices are read, each once."""
+    read: dict[str, np.ndarray] = {}
+
+    def shard(index: Any) -> np.ndarray:
+        if str(index) not in read:
+            read[str(index)] = store[index].read().result() if index else store.read().result()
+        return read[str(index)]
+
+    return jax.make_array_from_callback(tuple(store.shape), sharding, shard)
+
+
+def sharding_metadata(opened: Stored, names: Sequence[str]) -> list[Any]:
+    """Returns Orbax's record of the sharding that each array was saved with; None where there is none."""
+    handler = ocp.type_handlers.get_type_handler(jax.Array)
+    infos = [opened.info(name) for name in names]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # apart from a notebook's own event loop
+        return [found.sharding for found in pool.submit(asyncio.run, handler.metadata(infos)).result()]
+
+
 class Pulled:
     """An array that is read when its turn to be written has come."""
 
@@ -137,6 +160,28 @@ class PulledHandler(ocp.type_handlers.NumpyHandler):
                 await info.await_path_creation()
             _write([value.read() for value in values[part]], infos[part])
         return []
+
+
+class PulledShards(Pulled):
+    """A `jax.Array` with a sharding that is made when its turn to be written has come."""
+
+    def read(self) -> Any:
+        """Returns the array."""
+        return read_leaf(self._leaf)
+
+
+class ShardsHandler(ocp.type_handlers.ArrayHandler):
+    """Orbax's handler of `jax.Array`s, for those that are made in turn; each process writes its shards."""
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+        """Writes the arrays; nothing is left to wait for."""
+        for part in _batches([value.nbytes for value in values]):
+            await self._finish([value.read() for value in values[part]], infos[part], args[part])
+        return []
+
+    async def _finish(self, arrays: list[Any], infos: Any, args: Any) -> None:
+        for commit in await super().serialize(arrays, infos, args):
+            commit.result()
 
 
 def _write(arrays: Sequence[np.ndarray], infos: Sequence[Any]) -> None:
@@ -177,6 +222,15 @@ def _batches(sizes: Sequence[int]) -> Iterator[slice]:
             start, total = i, 0
         total += size
     yield slice(start, len(sizes))
+
+
+def shards_registry() -> Any:
+    """Returns Orbax's handlers of plain values, and the one of `PulledShards`."""
+    handlers = ocp.type_handlers
+    own = [(kind, handlers.get_type_handler(kind)) for kind in (int, float, str)]
+    shards = ShardsHandler()
+    # Asked for jax.Array, where array metadata are kept, it says: nowhere. Else each batch would write over the last's.
+    return handlers.create_type_handler_registry(*own, (PulledShards, shards), (jax.Array, shards))
 
 
 def registry() -> Any:

@@ -18,7 +18,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,13 +27,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bridges.core._errors import describe
+from bridges.core._errors import BridgeError, describe
 from converters._atomic import sync
 from converters._errors import CheckpointError
 from converters.formats import _orbax_layout as layout
 from converters.formats._checkpoint import Checkpoint
 from converters.formats._lazy import LazyLeaf, read_leaf
-from converters.formats._orbax_arrays import DTYPES, Pulled, Stored, read_array, registry
+from converters.formats._orbax_arrays import (
+    DTYPES,
+    Pulled,
+    PulledShards,
+    Stored,
+    read_array,
+    read_shards,
+    registry,
+    sharding_metadata,
+    shards_registry,
+)
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -80,13 +90,53 @@ def _read_item(item: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         elif row.typestr == "string":
             values[row.name] = strings.get(row.name, "")
         else:
-            leaf = _lazy(item, row.name, stores[row.name], impls.get(row.name))
+            leaf = _lazy(stored, row.name, stores[row.name], impls.get(row.name))
             values[row.name] = _scalar(leaf.read()) if row.typestr == "scalar" else leaf
     custom = content.get("custom_metadata")
     return layout.nested(item, rows, values), custom if isinstance(custom, dict) else {}
 
 
-def _lazy(item: pathlib.Path, name: str, store: Any, impl: str | None) -> LazyLeaf:
+class StoredLeaf(LazyLeaf):
+    """An array of an Orbax item, which a process can also read in part."""
+
+    __slots__ = ("stored", "name", "_store")
+
+    def __init__(self, stored: Stored, name: str, store: Any, read: Callable[[], Any], where: str):
+        super().__init__(store.shape, store.dtype.numpy_dtype, read, where)
+        self.stored, self.name, self._store = stored, name, store
+
+    def read_sharded(self, sharding: jax.sharding.Sharding) -> jax.Array:
+        """Returns the array with a sharding; only the shards of this process's devices are read.
+
+        Raises:
+          CheckpointError: It is damaged.
+        """
+        with _plain(pathlib.Path(self.stored.item), f"the values of {self.name!r}"):
+            return read_shards(self._store, sharding)
+
+
+def saved_shardings(leaves: Iterable[Any]) -> list[Any]:
+    """Returns the record of the sharding that each leaf was saved with, `ocp.metadata.NamedShardingMetadata`; else None.
+
+    Raises:
+      CheckpointError: Records are damaged.
+    """
+    found: dict[int, Any] = {}
+    items: dict[int, list[StoredLeaf]] = {}
+    leaves = list(leaves)
+    for leaf in leaves:
+        if isinstance(leaf, StoredLeaf):
+            items.setdefault(id(leaf.stored), []).append(leaf)
+    for group in items.values():
+        stored = group[0].stored
+        with _plain(pathlib.Path(stored.item), "its shardings"):
+            records = sharding_metadata(stored, [leaf.name for leaf in group])
+        found.update({id(leaf): record for leaf, record in zip(group, records, strict=True)})
+    return [found.get(id(leaf)) for leaf in leaves]
+
+
+def _lazy(stored: Stored, name: str, store: Any, impl: str | None) -> LazyLeaf:
+    item = pathlib.Path(stored.item)
     where = f"{item}: {name}"
 
     def read() -> np.ndarray:
@@ -94,7 +144,7 @@ def _lazy(item: pathlib.Path, name: str, store: Any, impl: str | None) -> LazyLe
             return read_array(store)
 
     if impl is None:
-        return LazyLeaf(store.shape, store.dtype.numpy_dtype, read, where)
+        return StoredLeaf(stored, name, store, read, where)
 
     def wrap(raw: Any) -> jax.Array:
         return jax.random.wrap_key_data(jnp.asarray(raw), impl=impl)
@@ -167,19 +217,41 @@ def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
     Raises:
       CheckpointError: The system refuses.
     """
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry(), use_compression=False)
-    args = ocp.args.PyTreeSave(jax.tree.map(_prepared, tree), custom_metadata=dict(metadata) or None)
+    _save(path, jax.tree.map(_prepared, tree), registry(), metadata)
+
+
+def save_sharded(path: pathlib.Path, tree: Any) -> None:
+    """Writes a checkpoint directory from all processes of a JAX program, each its own shards.
+
+    Args:
+      path: Where to, the same for all; must not exist.
+      tree: Leaves that give `jax.Array`s with shardings, and Python's numbers and strings. They are read in the same
+        order in every process.
+
+    Raises:
+      CheckpointError: The system refuses.
+    """
+    plain = (bool, int, float, str)
+    _save(path, jax.tree.map(lambda x: x if isinstance(x, plain) else PulledShards(x), tree), shards_registry(), {})
+
+
+def _save(path: pathlib.Path, tree: Any, handlers: Any, metadata: Mapping[str, str]) -> None:
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)
+    args = ocp.args.PyTreeSave(tree, custom_metadata=dict(metadata) or None)
     try:
         with _quiet(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(epath.Path(os.path.abspath(path)), args=args)
-        for folder, _, files in os.walk(path):
-            for file in files:
-                sync(pathlib.Path(folder, file))
-            sync(pathlib.Path(folder))
+        if jax.process_index() == 0:
+            for folder, _, files in os.walk(path):
+                for file in files:
+                    sync(pathlib.Path(folder, file))
+                sync(pathlib.Path(folder))
     except BaseException as err:
-        for left in path.parent.glob(f"{path.name}{layout.UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        if isinstance(err, (OSError, CheckpointError)) or not isinstance(err, Exception):
+        if jax.process_index() == 0:
+            for left in path.parent.iterdir():
+                if left.name.startswith(path.name + layout.UNFINISHED):
+                    shutil.rmtree(left, ignore_errors=True)
+        if isinstance(err, (OSError, BridgeError)) or not isinstance(err, Exception):
             raise
         raise CheckpointError(f"{path} was not written: {_first_line(err)}") from err
 
