@@ -50,6 +50,7 @@ EXTENDED: dict[str, np.ndarray] = {
     "bfloat16 no axes": np.array(3.0, ml_dtypes.bfloat16),
     "bfloat16 empty": np.zeros((3, 0), ml_dtypes.bfloat16),
     "float8_e3m4": _some(ml_dtypes.float8_e3m4),
+    "float8_e4m3": _some(ml_dtypes.float8_e4m3),
     "float8_e4m3b11fnuz": _some(ml_dtypes.float8_e4m3b11fnuz),
     **{name: _some(dtype) for name, dtype in SMALL.items()},
 }

@@ -154,6 +154,24 @@ def test_what_cannot_be_held_is_named_with_its_path():
     assert "make them all strings" in npz.problems({1: np.ones(1), "1": np.ones(1)})[0]
 
 
+def test_what_only_numpy_has(tmp_path):
+    tree = {
+        "days": np.array(["2026-11-28", "NaT"], "M8[D]"),
+        "spans": np.array([3], "m8[ns]"),
+        "texts": np.array(["a", "longer é"]),
+        "bytes": np.array([b"a", b"bc"]),
+        "fields": np.array([(1, 2.5)], [("a", "<i4"), ("b", "<f8", (1,))]),
+        "long": np.ones(2, np.longdouble),
+        "big": np.arange(6, dtype=">i2").reshape(2, 3).T,
+    }
+    path = write(tmp_path / "file", tree)
+    assert_same(npz.read(path).load(), tree)
+    with np.load(path) as archive:
+        assert all(same(archive[name], array) for name, array in tree.items())
+    np.savez(tmp_path / "theirs.npz", fields=np.array([(1, 2.5)], [("a", ">i4"), ("b", ">f8")]))
+    assert npz.read(tmp_path / "theirs.npz").load()["fields"].tolist() == [(1, 2.5)]
+
+
 def test_raw_bytes_of_a_lost_dtype_are_given_as_they_are_and_said(tmp_path):
     array = np.arange(4).astype(ml_dtypes.bfloat16)
     np.savez(tmp_path / "file.npz", x=array)
