@@ -15,6 +15,7 @@ Invariant: an array is made only where shape, dtype and the number of bytes agre
 from __future__ import annotations
 
 import codecs
+import functools
 import math
 import re
 from typing import Any
@@ -94,23 +95,26 @@ def dtype(node: Any) -> np.dtype:
         if any(x is not None for x in state[2:5]):
             raise Malformed("it is an array of records, which no parameters are")
         order = state[1]
-    return np.dtype(_plain(code)).newbyteorder(order if order in "<>" else "=")
+    return _plain(code.name if isinstance(code, Global) else code, isinstance(code, Global), order)
 
 
-def _plain(code: Any) -> Any:
-    if isinstance(code, Global):
-        module, _, name = code.name.rpartition(".")
+@functools.lru_cache(maxsize=256)
+def _plain(code: Any, by_type: bool, order: str) -> np.dtype:
+    if by_type:
+        module, _, name = code.rpartition(".")
         name = _RENAMED.get(name, name)
-        if module in _SMALL_MODULES and name in _SMALL and hasattr(ml_dtypes, name):
-            return getattr(ml_dtypes, name)
-        raise Malformed(f"its dtype is of the type {code.name}, which is neither NumPy's nor ml_dtypes'")
-    code = str(code, "latin-1") if isinstance(code, bytes) else code
-    if isinstance(code, str) and code[:1] in ("O", "|") and "O" in code[:2]:
-        raise Malformed("it is an array of Python objects, which can hold anything: write it as arrays of numbers")
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        shown = repr(code)[:40] if isinstance(code, str) else type(code).__name__
-        raise Malformed(f"its dtype is {shown}, and parameters are numbers")
-    return np.dtype(code)
+        if module not in _SMALL_MODULES or name not in _SMALL or not hasattr(ml_dtypes, name):
+            raise Malformed(f"its dtype is of the type {code}, which is neither NumPy's nor ml_dtypes'")
+        found = np.dtype(getattr(ml_dtypes, name))
+    else:
+        code = str(code, "latin-1") if isinstance(code, bytes) else code
+        if isinstance(code, str) and "O" in code[:2]:
+            raise Malformed("it is an array of Python objects, which can hold anything: write it as arrays of numbers")
+        if not isinstance(code, str) or not _CODE.fullmatch(code):
+            shown = repr(code)[:40] if isinstance(code, str) else type(code).__name__
+            raise Malformed(f"its dtype is {shown}, and parameters are numbers")
+        found = np.dtype(code)
+    return found.newbyteorder(order if order in "<>" else "=")
 
 
 def holds(kind: np.dtype) -> bool:
@@ -219,10 +223,11 @@ def _leaf(
     have = raw.length if isinstance(raw, Payload) else len(raw)
     if have != size and not (isinstance(raw, Payload) and raw.text and size <= have <= 2 * size):
         raise Malformed(f"{kind}{list(final)} needs {size} bytes and has {have}; the file is damaged")
-    try:
-        np.broadcast_to(np.zeros((), kind), shape)  # NumPy refuses what its strides cannot count, also if empty.
-    except ValueError:
-        raise Malformed(f"NumPy has no arrays of the shape {final}; the file is damaged") from None
+    if size == 0:
+        try:
+            np.empty(shape, kind)  # NumPy refuses what its strides cannot count, also where it is empty.
+        except ValueError:
+            raise Malformed(f"NumPy has no arrays of the shape {final}; the file is damaged") from None
 
     def arranged(flat: np.ndarray) -> np.ndarray:
         full = flat.view(kind).reshape(shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.core._errors import listing
+from bridges.core._errors import UnsupportedError, listing
 from bridges.core._flat import join
 from converters._errors import CheckpointError
 from converters.formats import _pickle_arrays as arrays
@@ -45,14 +46,27 @@ def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
 
     Raises:
       CheckpointError: The file is damaged, or names anything that is not on the lists; all such names are given.
+      UnsupportedError: A class does not have the fields that it is listed with.
     """
-    node, named = parse(source, arrays.raw_after)
+    # The graph is many small objects that all stay: the collector would go through them again and again for nothing.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _read(source, namedtuples)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read(source: Source, namedtuples: tuples.Fields | None) -> Any:
+    node, named, dropped = parse(source, arrays.raw_after)
     reader = _Reader(source, tuples.checked(namedtuples))
     tree, damage = None, None
     try:
         tree, _ = reader.build(node, (), 0)
     except CheckpointError as err:
         damage = err
+    reader.leave_out_setters(dropped)
     for name in named:  # Those that nothing in the tree needed, or that come after what is damaged.
         if id(name) not in reader.used and not reader.knows(name.name):
             reader.refuse(name, None, None)
@@ -72,6 +86,7 @@ class _Reader:
         self._source, self._namedtuples = source, namedtuples
         self._done: dict[int, tuple[Any, int]] = {}
         self._open: set[int] = set()
+        self._outside: set[int] = set()  # The nodes below fields that are not read.
         self.used: set[int] = set()  # The `Global`s that were understood or refused, by identity.
         self.problems: list[str] = []
 
@@ -294,40 +309,52 @@ class _Reader:
                 self.build(part, (*path, str(i)), depth + 1)
             return None, 1
         cls: Any = listed if isinstance(listed, type) else tuples.made(name, tuple(listed))
-        if state is not None and not args:
+        if state is not None:
+            if args:
+                raise Malformed(f"{name} has values and a state: it is neither a NamedTuple nor a data class")
             missing = [field for field in cls._fields if field not in state]
             if missing:
-                raise Malformed(f"{name} has the fields {', '.join(map(str, state))} and not {', '.join(missing)}")
+                raise UnsupportedError(
+                    f"{self._source.path}, {_where(path)}: {name} is listed with the fields {', '.join(missing)}, which it"
+                    f" does not have. It has {', '.join(list(state)[:20])}."
+                )
             for key, part in state.items():
                 if key not in cls._fields:
                     self._left_out(part)
+            if not isinstance(listed, type):
+                return self._dict({}, [(field, state[field]) for field in cls._fields], call, path, depth)
             args = [state[field] for field in cls._fields]
-        elif state is not None:
-            raise Malformed(f"{name} has values and a state: it is neither a NamedTuple nor a data class")
         if len(args) != len(cls._fields):
-            raise Malformed(
-                f"{name} has {len(args)} values and is listed with the {len(cls._fields)} fields {', '.join(cls._fields)}"
+            raise UnsupportedError(
+                f"{self._source.path}, {_where(path)}: {name} has {len(args)} values and is listed with the"
+                f" {len(cls._fields)} fields {', '.join(cls._fields)}."
             )
         built = [self.build(arg, (*path, field), depth + 1) for arg, field in zip(args, cls._fields, strict=True)]
         return cls._make([value for value, _ in built]), 1 + sum(count for _, count in built)
 
     def _left_out(self, node: Any) -> None:
         """Marks the names below a field that is not read (a data class's functions), so that they are no problem."""
-        todo, seen = [node], set()
+        todo = [node]
         while todo:
             part = todo.pop()
-            if id(part) in seen:
+            if id(part) in self._outside or not isinstance(part, (Global, Items, Pairs, Call)):
                 continue
-            seen.add(id(part))
+            self._outside.add(id(part))
             if isinstance(part, Global):
                 self.used.add(id(part))
             elif isinstance(part, Items):
                 todo += part.items
             elif isinstance(part, Pairs):
                 todo += [x for pair in part.pairs for x in pair]
-            elif isinstance(part, Call):
+            else:
                 todo += [part.fn, part.args, part.kwargs, part.state, *part.items]
                 todo += [x for pair in part.pairs for x in pair]
+
+    def leave_out_setters(self, dropped: list[Call]) -> None:
+        """Marks the calls that set what is left out up: cloudpickle's `setter(function, state)`, whose result it drops."""
+        for call in reversed(dropped):  # A function's own functions are set up before it.
+            if isinstance(call.args, Items) and call.args.items and id(call.args.items[0]) in self._outside:
+                self._left_out(call)
 
 
 def _where(path: Path) -> str:

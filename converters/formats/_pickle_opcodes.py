@@ -25,6 +25,7 @@ MAX_NODES = 8_000_000
 MAX_TEXT = 64 << 20  # For a string that is no array.
 _MAX_NAME = 1000
 _MAX_INT = 1024
+_CUT = "the file ends in the middle of the pickle: it is cut. Copy or write it anew."
 _NO_MARK = "an opcode needs a mark that was not set; the file is damaged."
 
 _OUTSIDE = {
@@ -38,8 +39,8 @@ _OUTSIDE = {
 }
 
 
-def parse(source: Source, raw_after: Callable[[Call], tuple[bool, int] | None]) -> tuple[Any, list[Global]]:
-    """Returns the node of a file's pickle, and every name in it in the order of the file.
+def parse(source: Source, raw_after: Callable[[Call], tuple[bool, int] | None]) -> tuple[Any, list[Global], list[Call]]:
+    """Returns the node of a file's pickle, every name in it in the order of the file, and the calls that were dropped.
 
     Args:
       source: The file.
@@ -51,18 +52,20 @@ def parse(source: Source, raw_after: Callable[[Call], tuple[bool, int] | None]) 
     """
     with source.open() as file:
         machine = _Machine(source, file, raw_after)
-        return machine.run(), machine.names
+        return machine.run(), machine.names, machine.dropped
 
 
 class _Machine:
     def __init__(self, source: Source, file: IO[bytes], raw_after: Callable[[Call], tuple[bool, int] | None]):
         self._source, self._file, self._raw_after = source, file, raw_after
+        self._read = file.read
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # The stacks below the marks.
         self._memo: dict[int, Any] = {}
         self._nodes = 0
         self._at = 0
         self.names: list[Global] = []
+        self.dropped: list[Call] = []
 
     def run(self) -> Any:
         start = self._file.read(2)
@@ -81,8 +84,8 @@ class _Machine:
                 self._refuse(byte, count)
             try:
                 step()
-            except IndexError:
-                raise self._wrong("an opcode needs more than there is on the stack; the file is damaged.") from None
+            except (IndexError, KeyError) as err:  # Of the stack, of a byte that is not there, of the memo.
+                raise self._lacking(err) from None
 
     def _end(self) -> Any:
         self._at = self._file.tell()
@@ -96,9 +99,16 @@ class _Machine:
             )
         return self._stack[0]
 
+    def _lacking(self, err: LookupError) -> Exception:
+        if not self._file.read(1):
+            return self._wrong(_CUT)
+        if isinstance(err, KeyError):
+            return self._wrong("an object is used that was not stored before; the file is damaged.")
+        return self._wrong("an opcode needs more than there is on the stack; the file is damaged.")
+
     def _refuse(self, byte: bytes, count: int) -> NoReturn:
         if not byte:
-            raise self._wrong("the file ends in the middle of the pickle: it is cut. Copy or write it anew.")
+            raise self._wrong(_CUT)
         if count > MAX_OPCODES:
             raise self._wrong(f"more than {MAX_OPCODES} opcodes: this is no checkpoint.")
         known = next((op for op in pickletools.opcodes if op.code.encode("latin-1") == byte), None)
@@ -121,7 +131,7 @@ class _Machine:
     def _take(self, size: int) -> bytes:
         piece = self._file.read(size)
         if len(piece) < size:
-            raise self._wrong("the file ends in the middle of the pickle: it is cut. Copy or write it anew.")
+            raise self._wrong(_CUT)
         return piece
 
     def _uint(self, size: int) -> int:
@@ -192,7 +202,7 @@ class _Machine:
         self._stack.append(int.from_bytes(self._take(4), "little", signed=True))
 
     def do_binint1(self) -> None:
-        self._stack.append(self._take(1)[0])
+        self._stack.append(self._read(1)[0])
 
     def do_binint2(self) -> None:
         self._stack.append(self._uint(2))
@@ -210,7 +220,7 @@ class _Machine:
         self._stack.append(struct.unpack(">d", self._take(8))[0])
 
     def do_short_binunicode(self) -> None:
-        self._text(self._uint(1))
+        self._text(self._read(1)[0])
 
     def do_binunicode(self) -> None:
         self._text(self._uint(4))
@@ -219,7 +229,7 @@ class _Machine:
         self._text(self._uint(8))
 
     def do_short_binbytes(self) -> None:
-        self._string(self._uint(1))
+        self._string(self._read(1)[0])
 
     def do_binbytes(self) -> None:
         self._string(self._uint(4))
@@ -262,7 +272,9 @@ class _Machine:
 
     def do_pop(self) -> None:
         if self._stack:
-            self._stack.pop()
+            node = self._stack.pop()
+            if isinstance(node, Call):
+                self.dropped.append(node)
         else:
             self._marked()
 
@@ -276,7 +288,7 @@ class _Machine:
         if len(self._stack) < size:
             raise IndexError
         items = self._stack[-size:]
-        del self._stack[-size:]
+        self._stack[-size:] = ()
         self._push(Items(tuple, items, self._file.tell()))
 
     def do_tuple1(self) -> None:
@@ -382,21 +394,16 @@ class _Machine:
         self._put(len(self._memo))
 
     def do_binput(self) -> None:
-        self._put(self._uint(1))
+        self._put(self._read(1)[0])
 
     def do_long_binput(self) -> None:
         self._put(self._uint(4))
 
-    def _get(self, index: int) -> None:
-        if index not in self._memo:
-            raise self._wrong("an object is used that was not stored before; the file is damaged.")
-        self._stack.append(self._memo[index])
-
     def do_binget(self) -> None:
-        self._get(self._uint(1))
+        self._stack.append(self._memo[self._read(1)[0]])
 
     def do_long_binget(self) -> None:
-        self._get(self._uint(4))
+        self._stack.append(self._memo[self._uint(4)])
 
 
 # Opcode -> the method that runs it. All that protocols 2 to 5 write but `.`, which ends the loop.

@@ -134,7 +134,13 @@ def made(dotted: str, fields: tuple[str, ...]) -> type:
     module, _, name = dotted.rpartition(".")
     cls = collections.namedtuple(name, fields)  # type: ignore[misc]
     cls.__module__, cls.__qualname__ = module, name
+    cls._read_from_pickle = True  # type: ignore[attr-defined]
     return cls
+
+
+def is_made(cls: type) -> bool:
+    """Whether a class is one that `made` gave: it stands for one of the same name that need not be here."""
+    return getattr(cls, "_read_from_pickle", False)
 
 
 def is_namedtuple(cls: Any) -> bool:

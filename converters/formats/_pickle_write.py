@@ -77,9 +77,11 @@ def _refused(cls: type) -> str | None:
     holder: Any = sys.modules.get(module)
     for part in name.split("."):
         holder = getattr(holder, part, None)
-    if module in sys.modules and holder is not cls:
-        return f"{module}.{name} is not the class of this NamedTuple: a reader would get another. Make it a dictionary"
-    return None
+    if holder is cls or ((module not in sys.modules or holder is None) and tuples.is_made(cls)):
+        return None
+    if tuples.is_made(cls) and getattr(holder, "_fields", None) == cls._fields:  # type: ignore[attr-defined]
+        return None
+    return f"{module}.{name} is not the class of this NamedTuple: a reader would get another. Make it a dictionary"
 
 
 def _leaf_problem(leaf: Any) -> str | None:

@@ -33,13 +33,15 @@ def read(path: pathlib.Path, *, namedtuples: Fields | None = None, max_bytes: in
     Args:
       path: The file.
       namedtuples: The NamedTuple and data classes of your own that the file names: `{'my.module.TrainingState':
-        ('params', 'opt_state')}`, the fields in order. They become NamedTuples of that name, made here; with the class
-        itself in place of the fields, its instances. Of a data class the fields that you leave out are not read.
+        ('params', 'opt_state')}`, the fields in order. A NamedTuple becomes one of that name, made here, and an object
+        with attributes a dictionary of those that are listed; with a NamedTuple class in place of the fields, either
+        becomes its instance. A `flax.training.train_state.TrainState` is read by its step, params and opt_state.
       max_bytes: What a compressed file may unpack to; 64 times its size and 64 MiB if None.
 
     Raises:
       CheckpointError: The file is damaged, is no pickle of the protocols 2 to 5, or names what is no data: nothing of it
         is run, and every such name is given.
+      UnsupportedError: A class does not have the fields that it is listed with.
     """
     source = _pickle_source.Source(path, max_bytes)
     return Checkpoint(path, "pickle", _pickle_meaning.read(source, namedtuples))
