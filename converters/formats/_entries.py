@@ -7,7 +7,7 @@ Sequences and NamedTuples are dictionaries by index and by field, as in Flax's s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
 import jax
@@ -15,11 +15,12 @@ import numpy as np
 from jax.tree_util import default_registry
 
 from bridges.core import _flat
-from bridges.core._errors import describe
+from bridges.core._errors import BridgeError, describe
 from converters.formats._lazy import LazyLeaf, read_leaf
 
 # How many bytes a writer handles at once: what is summed is still in the cache when it is written.
 BLOCK = 1 << 20
+DEEP = 500  # levels of a tree: those who walk it recurse, and msgpack writes 511
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, jax.Array, LazyLeaf)
 
@@ -45,7 +46,35 @@ def entries(tree: Any) -> dict[str, Any]:
     return {} if tree is not None and list(flat) == [""] and is_empty(flat[""]) else flat
 
 
-def problem(leaf: Any) -> str | None:
+def problems(tree: Any, reason: Callable[[str, Any], str | None]) -> list[str]:
+    """Returns what a format cannot hold, each with its path; nothing is read.
+
+    Args:
+      tree: The tree.
+      reason: Why the format cannot hold the leaf at a path, or None; asked only about leaves that a file can hold at all.
+    """
+    try:
+        flat = entries(tree)
+        _flat.nest({path: None for path in flat if path})  # a `State` may hold an entry and others below it
+    except BridgeError as err:
+        return [str(err)]
+    found = []
+    for path, leaf in flat.items():
+        if is_half(path):
+            found.append(f"{path!r} has a name that is no Unicode text: rename it")
+        elif path.count("/") >= DEEP:
+            found.append(f"{path[:100]!r}… is more than {DEEP} levels deep")
+        elif why := _unheld(leaf) or reason(path, leaf):
+            found.append(f"{path!r} {why}")
+    return found
+
+
+def is_half(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which UTF-8 cannot say."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _unheld(leaf: Any) -> str | None:
     """Returns why no file can hold a leaf, whatever the format, or None."""
     if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return f"is {describe(leaf)} without values: write the arrays that it stands for"

@@ -16,9 +16,9 @@ from typing import Any
 
 from bridges.core import _flat
 from bridges.core._errors import CollisionError
+from converters.formats._entries import DEEP
 
 _MARKS = {"haiku": "//", "colon": ":"}
-_DEEP = 500  # levels of a tree; those who walk it later recurse
 
 
 def tree(flat: Mapping[str, Any], said: str | None = None, modules: bool = True) -> tuple[dict[str, Any], str]:
@@ -77,7 +77,7 @@ def _fits(names: Iterable[str], layout: str) -> bool:
     if layout in _MARKS:
         return all(_two(name, _MARKS[layout]) for name in names)
     if layout == "nested":
-        if not all(name and name.count("/") < _DEEP and _flat.join(_flat.split(name)) == name for name in names):
+        if not all(name and name.count("/") < DEEP and _flat.join(_flat.split(name)) == name for name in names):
             return False
         try:
             _flat.nest(dict.fromkeys(names))

@@ -32,7 +32,6 @@ from converters.formats._source import Source, damaged, reading
 NDARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax.serialization._MsgpackExtType
 CHUNK = 2**30  # flax.serialization.MAX_CHUNK_SIZE, in bytes
 _CHUNKED = "__msgpack_chunked_array__"
-_DEEP = 500  # msgpack writes 511 levels; a state dict has a few dozen
 _DTYPES = PLAIN | EXTENDED
 
 
@@ -81,16 +80,7 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 def problems(tree: Any) -> list[str]:
     """Returns what Flax's msgpack cannot hold."""
-    try:
-        entries = _entries.entries(tree)
-    except BridgeError as err:
-        return [str(err)]
-    found = []
-    for path, leaf in entries.items():
-        reason = _entries.problem(leaf) or _problem(path, leaf)
-        if reason:
-            found.append(f"{path!r} {reason}")
-    return found
+    return _entries.problems(tree, _problem)
 
 
 def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
@@ -141,8 +131,8 @@ def _tree(source: Source) -> Any:
         if isinstance(frame.into, dict) and frame.key is None:
             frame.key = _key(source, head, frames)
         elif head.kind in ("map", "array"):
-            if len(frames) > _DEEP:
-                raise damaged(source.path, f"it is more than {_DEEP} levels deep at byte {head.at:,}")
+            if len(frames) > _entries.DEEP:
+                raise damaged(source.path, f"it is more than {_entries.DEEP} levels deep at byte {head.at:,}")
             name = str(frame.key if isinstance(frame.into, dict) else len(frame.into))
             frames.append(_Frame({} if head.kind == "map" else [], head.length, name))
         else:
@@ -252,17 +242,12 @@ def _joined(shape: tuple[int, ...], dtype: np.dtype, parts: list[LazyLeaf]) -> n
 
 
 def _problem(path: str, leaf: Any) -> str | None:
-    if any("\ud800" <= c <= "\udfff" for c in path):
-        return "has a name that is no Unicode text: rename it"
-    if path.count("/") > _DEEP:
-        return f"is more than {_DEEP} levels deep"
     if _CHUNKED in _flat.split(path):
         return f"has the name {_CHUNKED}, by which Flax knows the pieces of an array: rename it"
     if _entries.is_empty(leaf):
         return None
     if isinstance(leaf, bool | complex | float | str | bytes) and not isinstance(leaf, np.generic):
-        text = isinstance(leaf, str) and any("\ud800" <= c <= "\udfff" for c in leaf)
-        return "is no Unicode text" if text else None
+        return "is no Unicode text" if isinstance(leaf, str) and _entries.is_half(leaf) else None
     if isinstance(leaf, int) and not isinstance(leaf, np.generic):
         return None if -(2**63) <= leaf < 2**64 else f"is the integer {leaf}, which has more than 64 bits"
     dtype = _entries.spec(leaf)[1]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bridges.core._errors import BridgeError, UnsupportedError
+from bridges.core._errors import UnsupportedError
 from converters._errors import CheckpointError
 from converters.formats import _entries, _layout
 from converters.formats._checkpoint import Checkpoint
@@ -82,16 +82,7 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 def problems(tree: Any) -> list[str]:
     """Returns what an archive cannot hold."""
-    try:
-        entries = _entries.entries(tree)
-    except BridgeError as err:
-        return [str(err)]
-    found = []
-    for path, leaf in entries.items():
-        reason = _entries.problem(leaf) or _problem(path, leaf)
-        if reason:
-            found.append(f"{path!r} {reason}")
-    return found
+    return _entries.problems(tree, _problem)
 
 
 def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
@@ -147,8 +138,6 @@ def _problem(path: str, leaf: Any) -> str | None:
         return "is no dictionary: an archive's arrays have names, put it into a dictionary"
     if "\0" in path or len(path.encode(errors="replace")) > _LIMIT - 10:
         return "has a name that a zip archive cannot hold: it may be 65,525 bytes long, without the character NUL"
-    if any("\ud800" <= c <= "\udfff" for c in path):
-        return "has a name that is no Unicode text: rename it"
     if _entries.is_empty(leaf):
         return None
     if isinstance(leaf, bytes):

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from bridges.core._errors import BridgeError, UnsupportedError, listing
+from bridges.core._errors import UnsupportedError, listing
 from converters._errors import CheckpointError
 from converters.formats import _entries, _layout
 from converters.formats._checkpoint import Checkpoint
@@ -103,16 +103,7 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 def problems(tree: Any) -> list[str]:
     """Returns what a safetensors file cannot hold."""
-    try:
-        entries = _entries.entries(tree)
-    except BridgeError as err:
-        return [str(err)]
-    found = []
-    for path, leaf in entries.items():
-        reason = _entries.problem(leaf) or _problem(path, leaf)
-        if reason:
-            found.append(f"{path!r} {reason}")
-    return found
+    return _entries.problems(tree, _problem)
 
 
 def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
@@ -164,8 +155,6 @@ def _code(dtype: np.dtype) -> str:
 def _problem(path: str, leaf: Any) -> str | None:
     if path == "":
         return "is no dictionary: a file's arrays have names, put it into a dictionary"
-    if any("\ud800" <= c <= "\udfff" for c in path):
-        return "has a name that is no Unicode text: rename it"
     if path == "__metadata__":
         return "has the name under which the format keeps texts: rename it"
     if _entries.is_empty(leaf):

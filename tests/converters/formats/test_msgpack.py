@@ -20,6 +20,7 @@ from flax.training.train_state import TrainState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridges import State
 from converters import CheckpointError
 from converters.formats import LazyLeaf, _msgpack, msgpack
 from converters.formats._source import Source
@@ -191,6 +192,7 @@ def test_what_cannot_be_held_is_named_with_its_path():
     for _ in range(502):
         deep = {"a": deep}
     assert "levels deep" in msgpack.problems(deep)[0]
+    assert "leaf itself" in msgpack.problems(State({"a": np.ones(1), "a/b": np.ones(1)}))[0]
 
 
 @settings(max_examples=200)
