@@ -34,13 +34,13 @@ class Inspection:
     metadata: Mapping[str, str]
 
     @classmethod
-    def of(cls, file: str | os.PathLike[str], format: str | None = None) -> Inspection:
+    def of(cls, file: str | os.PathLike[str], format: str | None = None, **options: Any) -> Inspection:
         """Returns the inspection of a file.
 
         Raises:
           CheckpointError: It is damaged, hostile or of no known format.
         """
-        found = formats.read(file, format)
+        found = formats.read(file, format, **options)
         lines = [_line(path, leaf) for path, leaf in flatten(found.tree).items()]
         return cls(os.fspath(file), found.format, tuple(lines), {}, "", found.metadata)
 

@@ -19,6 +19,7 @@ import click
 
 DIFFERS, CANNOT = 1, 2
 SCREEN = 40  # lines of an error
+FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -95,6 +96,70 @@ def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
     return CANNOT
 
 
+# Options that several commands have ---------------------------------------------------------------------------------------
+
+Command = Callable[..., Any]
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_READING = _together(
+    click.option(
+        "--format", "src_format", metavar="NAME", help="The file's format, where its content is not to decide."
+    ),
+    click.option(
+        "--namedtuple",
+        "namedtuples",
+        metavar="MODULE.CLASS=FIELD,…",
+        multiple=True,
+        help="A NamedTuple of your own in a pickle, with its fields.",
+    ),
+)
+_MODELS = _together(
+    click.option("--from-model", metavar="REF", help="The model that SRC is of: file.py:name or package.module:name."),
+    click.option("--into", metavar="REF", help="The model that the target is for."),
+    click.option(
+        "--input",
+        "inputs",
+        metavar="INPUT",
+        multiple=True,
+        help="An input of the models: 'float32[4,8]', 'int32[2,5]<1000', batch.npz, train=true.",
+    ),
+    click.option("--mapping", metavar="FILE", help="A mapping (TOML); it goes before the shipped conventions."),
+    click.option(
+        "--framework",
+        type=click.Choice(["haiku", "linen", "nnx", "flat"]),
+        help="What SRC is of, where it does not show.",
+    ),
+    click.option("--part", metavar="PATH", help="Where in SRC the variables are ('0/params'), where it does not show."),
+)
+_TARGET = _together(
+    click.option(
+        "--to", type=click.Choice(["haiku", "linen", "nnx", "flat"]), help="The target's framework, without --into."
+    ),
+    click.option("--to-format", metavar="NAME", help="The target's format, where the ending of DST does not say."),
+    click.option("--overwrite", is_flag=True, help="Replace what is at DST, once the new one is complete."),
+)
+
+
+def _options(namedtuples: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of a format's reader."""
+    classes = {}
+    for text in namedtuples:
+        name, equals, fields = text.partition("=")
+        if not equals or not all(field.isidentifier() for field in fields.split(",")):
+            raise click.UsageError(f"--namedtuple {text!r}: write my.module.TrainingState=params,state,opt_state")
+        classes[name] = tuple(fields.split(","))
+    return {"namedtuples": classes} if classes else {}
+
+
 def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:
     click.echo(json.dumps(data(), indent=1) if as_json else text())
 
@@ -103,9 +168,11 @@ def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> N
 @click.argument("file")
 @click.option("--depth", type=click.IntRange(1), help="Show that many levels; count what lies deeper.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold numbered modules that are alike.")
-@click.option("--format", "format_", metavar="NAME", help="The file's format, where its content is not to decide.")
+@_READING
 @_JSON
-def inspect(file: str, depth: int | None, everything: bool, format_: str | None, as_json: bool) -> None:
+def inspect(
+    file: str, depth: int | None, everything: bool, src_format: str | None, namedtuples: Sequence[str], as_json: bool
+) -> None:
     """Show what FILE holds: its tree, with shapes, dtypes, kinds, sizes, and which layers they look like.
 
     No array is read. Example:
@@ -115,7 +182,7 @@ def inspect(file: str, depth: int | None, everything: bool, format_: str | None,
     """
     from converters._inspect import Inspection
 
-    found = Inspection.of(file, format_)
+    found = Inspection.of(file, src_format, **_options(namedtuples))
     _print(as_json, found.to_dict, lambda: found.text(depth, not everything))
 
 
@@ -156,6 +223,241 @@ def diff(ctx: click.Context, a: str, b: str, specs_only: bool, tolerance: float,
 
     _print(as_json, lambda: {"a": a, "b": b, "differences": list(map(asdict, found))}, text)
     ctx.exit(DIFFERS if found else 0)
+
+
+@bridges.command()
+@click.argument("src")
+@click.argument("dst")
+@_MODELS
+@_TARGET
+@_READING
+@_JSON
+def plan(as_json: bool, **given: Any) -> None:
+    """Show what `convert` with the same arguments would do: every entry, its way, and how exact it is.
+
+    No array is read and nothing is written. Example:
+
+    \b
+        bridges plan params.pkl model.msgpack --into nets.py:model --input 'float32[1,8]'
+    """
+    job = _job(**given)
+
+    def data() -> dict[str, Any]:
+        made = json.loads(job.plan.to_json()) if job.plan is not None else None
+        reasons = list(job.plan.reasons) if job.plan is not None else []
+        return {
+            "verdict": job.verdict,
+            "reasons": reasons,
+            "notes": list(job.notes),
+            "nbytes": job.nbytes,
+            "plan": made,
+        }
+
+    _print(as_json, data, lambda: str(job))
+
+
+@bridges.command()
+@click.argument("src")
+@click.argument("dst")
+@_MODELS
+@_TARGET
+@_READING
+@click.option("--back", is_flag=True, help="Go back: SRC is what was converted; its manifest says how.")
+@click.option("--no-manifest", is_flag=True, help="Write no DST.manifest.json; there is then no way back.")
+@_JSON
+def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
+    """Convert the checkpoint SRC to DST: planned in full first, then written one array at a time, whole or not at all.
+
+    With neither a model nor a mapping nor --to, only the format changes. The state of an optimizer goes along. Examples:
+
+    \b
+        bridges convert params.pkl model.msgpack --into nets.py:model --input 'float32[1,8]'
+        bridges convert params.pkl params.safetensors --to flat
+        bridges convert --back model.msgpack params-again.pkl
+    """
+    from converters import _convert
+    from converters._progress import Progress
+
+    if back:
+        lacking = [
+            name for name in ("from_model", "into", "inputs", "mapping", "to", "framework", "part") if given[name]
+        ]
+        if lacking:
+            raise click.UsageError(
+                f"--back takes everything from the manifest: leave out --{lacking[0].replace('_', '-')}."
+            )
+        with Progress("converting back", quiet=as_json) as progress:
+            done = _convert.convert_back(
+                given["src"], given["dst"], format=given["to_format"], overwrite=given["overwrite"], progress=progress
+            )
+    else:
+        with Progress("converting", quiet=as_json) as progress:
+            done = _convert.convert(**_arguments(**given), manifest=not no_manifest, progress=progress)
+    _print(as_json, done.to_dict, lambda: str(done))
+
+
+def _arguments(
+    src: str,
+    dst: str,
+    from_model: str | None,
+    into: str | None,
+    inputs: Sequence[str],
+    mapping: str | None,
+    to_format: str | None,
+    namedtuples: Sequence[str],
+    **rest: Any,
+) -> dict[str, Any]:
+    """Returns the arguments of `converters.convert` for those of the command."""
+    from bridges.mapping._mapping import Mapping
+    from converters._inputs import parse
+    from converters._models import Model
+
+    args, kwargs = parse(inputs)
+    models = [Model.load(reference) if reference else None for reference in (from_model, into)]
+    if any(models) and not inputs and any(m is not None and m.framework != "nnx" for m in models):
+        name = next(m.name for m in models if m is not None and m.framework != "nnx")
+        raise click.UsageError(f"{name} is made by its inputs: give them, such as --input 'float32[1,28,28,1]'.")
+    return {
+        "src": src,
+        "dst": dst,
+        "src_model": models[0],
+        "dst_model": models[1],
+        "inputs": args,
+        "kwargs": kwargs,
+        "mapping": Mapping.load(mapping) if mapping else None,
+        "format": to_format,
+        "options": _options(namedtuples),
+        **rest,
+    }
+
+
+def _job(**given: Any) -> Any:
+    from converters._job import Job
+
+    return Job.of(**_arguments(**given))
+
+
+@bridges.command()
+@click.argument("from_model", metavar="FROM")
+@click.argument("into", metavar="INTO")
+@click.option("--input", "inputs", metavar="INPUT", multiple=True, help="An input of the models, as for convert.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
+@click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
+@_JSON
+def infer(
+    from_model: str, into: str, inputs: Sequence[str], output: str | None, overwrite: bool, as_json: bool
+) -> None:
+    """Find which module of the model FROM is which of the model INTO, and write it as a mapping to read and edit.
+
+    Names, shapes and the layers' conventions decide; what they leave open is listed, not guessed. `verify` proves the
+    mapping by what the models compute. Example:
+
+    \b
+        bridges infer old.py:forward new.py:model --input 'float32[1,8]' -o mapping.toml
+    """
+    from converters._infer import Inferred
+    from converters._inputs import parse
+    from converters._models import Model
+
+    args, kwargs = parse(inputs)
+    found = Inferred.of(Model.load(from_model), Model.load(into), args, kwargs)
+    if output:
+        found.write(output, overwrite)
+    _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
+
+
+_PROOF = _together(
+    click.argument("src"),
+    click.argument("dst", required=False),
+    _MODELS,
+    _READING,
+    click.option("--train-from", metavar="REF", help="The model that SRC is of, in training mode; with --train-into."),
+    click.option("--train-into", metavar="REF", help="The model that the target is for, in training mode."),
+    click.option("--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … (of optax)."),
+    click.option("--seed", type=int, default=0, help="For inputs of which only the shape is given. Default: 0."),
+)
+
+
+@bridges.command()
+@_PROOF
+@_JSON
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool, **given: Any) -> None:
+    """Prove that the model INTO computes with the converted variables what FROM_MODEL computes with SRC.
+
+    Outputs, gradients and (with --optimizer) a training step are compared in several precisions. Where they differ, the
+    first layer that differs is named, with the likely reason. DST is the converted file; without it the conversion is
+    made in memory. Exit status 1 if they differ. Example:
+
+    \b
+        bridges verify params.pkl model.msgpack --from-model old.py:forward --into new.py:model --input batch.npz
+    """
+    found = _proof(**given)
+    _print(as_json, found.to_dict, lambda: str(found))
+    ctx.exit(0 if found.ok else DIFFERS)
+
+
+@bridges.command()
+@_PROOF
+@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
+@_JSON
+@click.pass_context
+def report(ctx: click.Context, output: str, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Verify, and write what was found as a page that needs no network: both trees side by side, every check.
+
+    Exit status 1 if the models differ. Example:
+
+    \b
+        bridges report params.pkl --from-model old.py:forward --into new.py:model --input batch.npz -o report.html
+    """
+    from converters._atomic import replacing
+
+    found = _proof(**given)
+    with replacing(output, overwrite) as temporary:
+        temporary.write_text(found.html(), "utf-8")
+    _print(as_json, lambda: {"report": output, "verdict": found.verdict}, lambda: f"{output}: {found.verdict}")
+    ctx.exit(0 if found.ok else DIFFERS)
+
+
+def _proof(
+    src: str,
+    dst: str | None,
+    from_model: str | None,
+    into: str | None,
+    train_from: str | None,
+    train_into: str | None,
+    inputs: Sequence[str],
+    mapping: str | None,
+    optimizer: str | None,
+    seed: int,
+    namedtuples: Sequence[str],
+    **reading: Any,
+) -> Any:
+    from bridges.mapping._mapping import Mapping
+    from converters._inputs import parse
+    from converters._models import Model
+    from converters._proof import prove
+
+    if not from_model or not into:
+        raise click.UsageError("Two models are compared: give --from-model and --into.")
+    if bool(train_from) != bool(train_into):
+        raise click.UsageError("--train-from and --train-into go together.")
+    args, kwargs = parse(inputs, seed)
+    train = (Model.load(train_from), Model.load(train_into)) if train_from and train_into else None
+    return prove(
+        src,
+        dst,
+        Model.load(from_model),
+        Model.load(into),
+        args,
+        kwargs,
+        mapping=Mapping.load(mapping) if mapping else None,
+        train=train,
+        optimizer=optimizer,
+        options=_options(namedtuples),
+        **reading,
+    )
 
 
 @bridges.command()
