@@ -118,11 +118,11 @@ class Job:
                     f" framework (--to {', '.join(_FRAMEWORKS)})."
                 )
             to = to or found.framework
-            rules = _rules(mapping, found, to, dst_spec)
+            rules = rules_for(mapping, found, to, dst_spec)
             if rules is None:
                 job = _kept(checkpoint, path, row, found, to)
             else:
-                src_spec = _merged(found, src_spec)
+                src_spec = source_spec(found, src_spec)
                 if dst_spec is None:
                     made = project(rules, src_spec, to)
                     dst_spec = Spec(_native.with_kinds(to, made), to)
@@ -191,10 +191,15 @@ def _spec(model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
     return found.spec(*inputs, **kwargs), "flat" if found.framework == "core" else found.framework, found
 
 
-def _rules(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | None) -> Rules | None:
+def rules_for(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | None) -> Rules | None:
     """Returns the mapping: the given one, or the conventions; None where the entries stay what they are."""
-    if mapping is not None:
+    if mapping is not None and (any(part.layers for part in mapping.parts) or found.framework == to):
         return mapping
+    if mapping is not None:  # one that says where modules went needs to know how layers are stored
+        from bridges.mapping._conventions import conventions, frameworks
+
+        known = {found.framework, to} <= set(frameworks())
+        return mapping | conventions(found.framework, to) if known else mapping
     if dst_spec is None and to in (found.framework, "flat"):
         return None
     from bridges.mapping._conventions import conventions, frameworks
@@ -217,7 +222,7 @@ def _rules(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | Non
     )
 
 
-def _merged(found: Contents, spec: Spec | None) -> Spec:
+def source_spec(found: Contents, spec: Spec | None) -> Spec:
     """Returns the source's spec: entries of the file, layers of the model.
 
     Raises:
