@@ -193,17 +193,14 @@ def _spec(model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
 
 def rules_for(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | None) -> Rules | None:
     """Returns the mapping: the given one, or the conventions; None where the entries stay what they are."""
-    if mapping is not None and (any(part.layers for part in mapping.parts) or found.framework == to):
-        return mapping
-    if mapping is not None:  # one that says where modules went needs to know how layers are stored
-        from bridges.mapping._conventions import conventions, frameworks
-
-        known = {found.framework, to} <= set(frameworks())
-        return mapping | conventions(found.framework, to) if known else mapping
-    if dst_spec is None and to in (found.framework, "flat"):
-        return None
     from bridges.mapping._conventions import conventions, frameworks
 
+    if mapping is not None:
+        # One that only says where modules went needs to know how layers are stored.
+        bare = not any(part.layers for part in mapping.parts) and {found.framework, to} <= set(frameworks())
+        return mapping | conventions(found.framework, to) if bare else mapping
+    if dst_spec is None and to in (found.framework, "flat"):
+        return None
     for name in (found.framework, to):
         if name not in frameworks():
             raise UnsupportedError(
