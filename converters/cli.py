@@ -382,7 +382,7 @@ _PROOF = _together(
 @_PROOF
 @_JSON
 @click.pass_context
-def verify(ctx: click.Context, as_json: bool, **given: Any) -> None:
+def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """Prove that the model INTO computes with the converted variables what FROM_MODEL computes with SRC.
 
     Outputs, gradients and (with --optimizer) a training step are compared in several precisions. Where they differ, the
@@ -403,7 +403,7 @@ def verify(ctx: click.Context, as_json: bool, **given: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @_JSON
 @click.pass_context
-def report(ctx: click.Context, output: str, overwrite: bool, as_json: bool, **given: Any) -> None:
+def report(ctx: click.Context, /, output: str, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Verify, and write what was found as a page that needs no network: both trees side by side, every check.
 
     Exit status 1 if the models differ. Example:

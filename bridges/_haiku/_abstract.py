@@ -28,11 +28,13 @@ class Abstract:
       native: `(params, state)` with `jax.ShapeDtypeStruct` leaves.
       layers: Module path -> layer.
       stacks: Module path -> the stacks of this module.
+      called: Module paths in the order of first calls.
     """
 
     native: Native
     layers: Mapping[str, Layer]
     stacks: Mapping[str, tuple[Stack, ...]]
+    called: tuple[str, ...]
 
 
 def abstract_init(part: Part, method: str | None, args: Args) -> Abstract:
@@ -51,7 +53,7 @@ def abstract_init(part: Part, method: str | None, args: Args) -> Abstract:
         return _filled(filler.params), _filled(filler.created)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return Abstract(jax.eval_shape(made, key, shapes), recorder.layers(), recorder.stacks)
+    return Abstract(jax.eval_shape(made, key, shapes), recorder.layers(), recorder.stacks, recorder.called())
 
 
 def _unexpected(*place: Any) -> Exception:
@@ -70,6 +72,7 @@ class _Recorder(Skeleton):
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[hk.Module, dict[str, Any]]] = {}
+        self._called: dict[str, None] = {}
         self._prefixes: list[str] = []
         self._lifts: list[Lift] = []
         self.stacks: dict[str, tuple[Stack, ...]] = {}
@@ -95,9 +98,9 @@ class _Recorder(Skeleton):
             if hk.running_init():
                 bound = inspect.signature(type(context.module)).bind(*args, **kwargs)
                 bound.apply_defaults()
-                path = "/".join([p for p in self._prefixes if p] + [context.module.module_name])
-                self._made[path] = (context.module, dict(bound.arguments))
+                self._made[self._path(context.module)] = (context.module, dict(bound.arguments))
             return out
+        self._called.setdefault(self._path(context.module))
         if context.method_name != "__call__" or type(context.module).__name__ != "LiftingModule":
             return super()._method(next_fun, args, kwargs, context)
         prefix = getattr(context.module, "prefix_name", "")
@@ -116,6 +119,13 @@ class _Recorder(Skeleton):
             if self._lifts:
                 self._lifts[-1].lifted(out, prefix)
         return out
+
+    def _path(self, module: hk.Module) -> str:
+        return "/".join([p for p in self._prefixes if p] + [module.module_name])
+
+    def called(self) -> tuple[str, ...]:
+        """Returns the modules in the order in which a method of theirs is first called."""
+        return tuple(path for path in self._called if path in self._made)
 
     def layers(self) -> dict[str, Layer]:
         layers = {}

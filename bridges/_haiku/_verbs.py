@@ -42,7 +42,7 @@ def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any)
     part, method = part_of(model), _named(method)
     _check(part, method)
     found = abstract_init(part, method, (args, kwargs))
-    return Spec(flatten(*found.native), "haiku", found.layers, found.native, found.stacks)
+    return Spec(flatten(*found.native), "haiku", found.layers, found.native, found.stacks, found.called)
 
 
 def init(model: Any, rng: Any, /, *args: Any, method: str | int | None = None, **kwargs: Any) -> State:

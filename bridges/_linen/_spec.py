@@ -74,4 +74,4 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
         native = call.abstract_init(rngs)
     entries = flatten(native)
     stacks = stacks_of(call, rngs, watch.lifted) if watch.grown(entries) else {}
-    return Spec(entries, "linen", layers, native, stacks)
+    return Spec(entries, "linen", layers, native, stacks, tuple(layers))

@@ -55,6 +55,7 @@ class Spec:
       layers: Module path (without the collection) -> `Layer`; empty when only the variables were at hand.
       stacks: Module path -> the stacks of this very module and all below it, the outermost first. None where there are no
         stacks, or nothing was known of them.
+      called: Module paths in the order in which the model first calls them, as far as it was run to find out.
       native: The framework's own variable tree with `jax.ShapeDtypeStruct` leaves; a `like` for `unflatten`.
     """
 
@@ -63,6 +64,7 @@ class Spec:
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     native: Any = None
     stacks: Mapping[str, tuple[Stack, ...]] = dataclasses.field(default_factory=dict)
+    called: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, entries: Mapping[str, Any] | Spec, framework: str = "flat") -> Spec:

@@ -14,7 +14,7 @@ from bridges.mapping._place import place
 from bridges.mapping._plan import NOT_EXACT
 from bridges.mapping._rule import LayerRow, Rule
 from bridges.mapping._template import Index, Template
-from bridges.mapping._unrolled import indexed
+from bridges.mapping._unrolled import Unrolled, indexed
 
 
 class LayerMatcher:
@@ -58,6 +58,8 @@ class LayerMatcher:
             return
         every = dict(free[0]), dict(free[1])
         likes = self.likes(free)
+        specs = (self.draft.src, self.draft.dst)
+        calls = [_calls(spec.called, end) for spec, end in zip(specs, self.draft.unrolled, strict=True)]
         done: tuple[set[str], set[str]] = (set(), set())
         below = [_below(every[end], {pair[end] for pair in containers}) for end in (0, 1)]
         for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
@@ -66,16 +68,16 @@ class LayerMatcher:
             inside = [
                 {m: likes[end][m] for m in below[end].get(base[end], every[end]) if m in have[end]} for end in (0, 1)
             ]
-            pairs, doubts = place(inside[0], inside[1], *base)
+            pairs, doubts = place(inside[0], inside[1], *base, calls=calls)
             for s, d, how in pairs:
                 for end, m in enumerate((s, d)):
                     free[end].pop(m, None)
                 self.pair(every[0][s], every[1][d], how, any(tied))
             done[0].add(base[0])
             done[1].add(base[1])
-            for here, there in doubts:
+            for here, there, why in doubts:
                 self.draft.problems.append(
-                    f"{_names(here)} and {_names(there)} fit each other in several ways. Say which is which under [modules]."
+                    f"{_names(here)} and {_names(there)} {why}. Say which is which under [modules]."
                 )
                 for end, paths in enumerate((here, there)):
                     for m in paths:
@@ -321,3 +323,10 @@ def _reaches(template: Template, module: str) -> bool:
     """Whether the template names the module, or one above it."""
     parts = module.split("/")
     return any(template.match("/".join(parts[: n + 1])) is not None for n in range(len(parts)))
+
+
+def _calls(called: Sequence[str], unrolled: Unrolled) -> dict[str, int]:
+    """Returns when each module is first called; all copies of a stack at once."""
+    ranks = {path: n for n, path in enumerate(called)}
+    copies = {copy: ranks[path] for copy, path in unrolled.modules.items() if path in ranks}
+    return {**ranks, **copies}

@@ -20,12 +20,13 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)?", re.DOTALL)
 _COPY = re.compile(r"(?:(.*)/)?\[([0-9]+)\]", re.DOTALL)
 _Pair = Callable[[Iterable[Any], str], None]
+Doubt = tuple[list[str], list[str], str]  # paths of the source and of the target, and what is not clear
 Like = Hashable  # equal exactly for layers that can stand for one another
 
 
@@ -103,11 +104,12 @@ def _stem(base: str) -> str:
 
 
 class _Placer:
-    def __init__(self) -> None:
+    def __init__(self, calls: Sequence[Mapping[str, int]]) -> None:
+        self.calls = calls
         self.table: dict[Hashable, int] = {}
         self.memo: dict[int, int] = {}
         self.pairs: list[tuple[str, str, str]] = []
-        self.doubts: list[tuple[list[str], list[str]]] = []
+        self.doubts: list[Doubt] = []
 
     def like(self, tree: _Tree) -> int:
         return _below(tree, self.table, self.memo)
@@ -148,7 +150,38 @@ class _Placer:
             if like in groups[1]:
                 ends = (src, names), (dst, groups[1][like])
                 here, there = ([str(end[name].path) for name in found] for end, found in ends)
-                self.doubts.append((here, there))
+                self.doubts.append((here, there, "fit each other in several ways"))
+
+    def crossed(self, runs: Sequence[Sequence[_Tree]]) -> str:
+        """Returns what is wrong with pairing two runs by number: those that are alike are called in another order.
+
+        `Dense(16)(relu(Dense(16)(x)))` makes the outer layer first and calls the inner one first. Where the order of calls
+        is not known, numbers are taken for it.
+        """
+        ranks = [[self.called(end, tree) for tree in run] for end, run in enumerate(runs)]
+        if any(None in found for found in ranks):
+            ranks = [[*range(len(found))] if None in found else found for found in ranks]
+        groups: dict[int, list[int]] = collections.defaultdict(list)
+        for n, tree in enumerate(runs[0]):
+            groups[self.like(tree)].append(n)
+        for members in groups.values():
+            orders = [sorted(members, key=lambda n, found=found: found[n]) for found in ranks]  # type: ignore[misc]
+            if orders[0] != orders[1]:
+                at = next(k for k, (a, b) in enumerate(zip(*orders, strict=True)) if a != b)
+                first, by_number, by_call = (_paths(t)[0] for t in (
+                    runs[0][orders[0][at]], runs[1][orders[0][at]], runs[1][orders[1][at]]
+                ))  # fmt: skip
+                return (
+                    f"are numbered in one order and called in another: by number {first!r} is {by_number!r}, by the order"
+                    f" of calls {by_call!r}"
+                )
+        return ""
+
+    def called(self, end: int, tree: _Tree) -> int | None:
+        """Returns when a tree is first called, as a rank; None where that is not known."""
+        found = [self.calls[end].get(path) for path in _paths(tree)]
+        known = [rank for rank in found if rank is not None]
+        return min(known) if known else None
 
     def runs(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
         """Pairs runs of names with one sequence of likes."""
@@ -156,7 +189,15 @@ class _Placer:
         for sequence, found in runs[0].items():
             other = runs[1].get(sequence, {})
             if len(found) == len(other) == 1:
-                pair(zip(*found.values(), *other.values(), strict=True), "by order and shape")
+                names = [next(iter(run.values())) for run in (found, other)]
+                if why := self.crossed(
+                    [[end[name] for name in run] for end, run in zip((src, dst), names, strict=True)]
+                ):
+                    ends = (src, names[0]), (dst, names[1])
+                    here, there = ([path for n in run for path in _paths(end.pop(n))] for end, run in ends)
+                    self.doubts.append((here, there, why))
+                else:
+                    pair(zip(*names, strict=True), "by order and shape")
             elif any(base.endswith("[]") for base in (*found, *other)):
                 stems = [collections.Counter(map(_stem, bases)) for bases in (found, other)]
                 for base, names in found.items():
@@ -216,21 +257,36 @@ def _unbroken(names: Iterable[str]) -> bool:
     return all(len(a) > 1 or b[-1] == max(a[-1], 0) + 1 for a, b in itertools.pairwise(numbers))
 
 
+def _paths(tree: _Tree) -> list[str]:
+    """Returns the layers at a place and below it."""
+    found, left = [], [tree]
+    while left:
+        node = left.pop()
+        found += [node.path] if node.path is not None else []
+        left += reversed(node.children.values())
+    return found
+
+
 def place(
-    src: Mapping[str, Like], dst: Mapping[str, Like], src_base: str = "", dst_base: str = ""
-) -> tuple[list[tuple[str, str, str]], list[tuple[list[str], list[str]]]]:
-    """Returns the pairs `(source path, target path, why)`, and the groups that fit each other in several ways.
+    src: Mapping[str, Like],
+    dst: Mapping[str, Like],
+    src_base: str = "",
+    dst_base: str = "",
+    calls: Sequence[Mapping[str, int]] = ({}, {}),
+) -> tuple[list[tuple[str, str, str]], list[Doubt]]:
+    """Returns the pairs `(source path, target path, why)`, and the groups of paths that are left in doubt, with the reason.
 
     Args:
       src: Module path -> what it is like; equal for two layers that could stand for one another.
       dst: The same for the target.
       src_base, dst_base: A module above all of these, for which the other is known to stand.
+      calls: For both ends, module path -> when the model first calls it, where that is known.
 
     >>> pairs, doubts = place({'mlp/~/linear_0': 'a', 'mlp/~/linear_1': 'b'}, {'Dense_0': 'a', 'Dense_1': 'b'})
     >>> pairs[1]
     ('mlp/~/linear_1', 'Dense_1', 'by order and shape')
     """
-    placer = _Placer()
+    placer = _Placer(calls)
     trees = [_collapse(_tree(layers, base)) for layers, base in ((src, src_base), (dst, dst_base))]
     placer.nodes(trees[0], trees[1], "by shape")
     return placer.pairs, placer.doubts

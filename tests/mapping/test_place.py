@@ -1,8 +1,15 @@
 """Placement: paired where there is no doubt, reported where there is."""
 
+import flax.linen as nn
+import haiku as hk
+import jax
+import numpy as np
 import pytest
 
+from bridges import haiku_adapter, linen_adapter
+from bridges.core._errors import MappingError
 from bridges.mapping._place import place
+from bridges.param_mapping import Mapping, conventions
 
 
 def layers(text):
@@ -75,3 +82,40 @@ def test_what_has_no_counterpart_is_left_over():
 def test_below_a_given_pair_of_modules():
     found, _ = place(layers("enc/l:a enc/l_1:a"), layers("E/D_0:a E/D_1:a"), "enc", "E")
     assert {(s, d) for s, d, _ in found} == {("enc/l", "E/D_0"), ("enc/l_1", "E/D_1")}
+
+
+def test_numbers_and_calls_in_another_order_are_a_doubt():
+    """`Dense(16)(relu(Dense(16)(x)))` makes the outer layer first, and calls it last."""
+    src, dst = {"linear": "a", "linear_1": "a"}, {"Dense_0": "a", "Dense_1": "a"}
+    inner_first = {"Dense_1": 0, "Dense_0": 1}
+    for calls in (({"linear": 0, "linear_1": 1}, inner_first), ({}, inner_first)):
+        pairs, doubts = place(src, dst, calls=calls)
+        assert pairs == [] and doubts[0][:2] == (["linear", "linear_1"], ["Dense_0", "Dense_1"])
+        assert "by number 'linear' is 'Dense_0', by the order of calls 'Dense_1'" in doubts[0][2]
+    assert len(place(src, dst, calls=({"linear_1": 0, "linear": 1}, inner_first))[0]) == 2
+    assert len(place(src, dst, calls=({"linear": 0, "linear_1": 1}, {}))[0]) == 2
+    # what is not alike is told apart by its shape, whatever the order
+    assert len(place(src | {"linear": "b"}, dst | {"Dense_0": "b"}, calls=({}, inner_first))[0]) == 2
+
+
+def test_a_model_that_nests_its_calls_is_not_taken_for_one_that_does_not():
+    class Nested(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(16)(nn.relu(nn.Dense(16)(x)))
+
+    def nested(x):
+        return hk.Linear(16)(jax.nn.relu(hk.Linear(16)(x)))
+
+    def in_turn(x):
+        first, second = hk.Linear(16), hk.Linear(16)
+        return second(jax.nn.relu(first(x)))
+
+    x = np.ones((1, 16), np.float32)
+    there = linen_adapter.spec(Nested(), x)
+    shipped = conventions("haiku", "linen")
+    assert shipped.plan(haiku_adapter.spec(nested, x), there).placements[0][:2] == ("linear", "Dense_0")
+    with pytest.raises(MappingError, match="numbered in one order and called in another"):
+        shipped.plan(haiku_adapter.spec(in_turn, x), there)
+    said = Mapping.of(modules={"linear": "Dense_1", "linear_1": "Dense_0"}) | shipped
+    assert said.plan(haiku_adapter.spec(in_turn, x), there).verdict == "exact"
