@@ -122,6 +122,10 @@ _READING = _together(
         help="A NamedTuple of your own in a pickle, with its fields.",
     ),
 )
+_FRAMEWORK = click.option("--framework", type=click.Choice(FRAMEWORKS), help="What SRC is of, where it does not show.")
+_PART = click.option(
+    "--part", metavar="PATH", help="Where in SRC the variables are ('0/params'), where it does not show."
+)
 _MODELS = _together(
     click.option("--from-model", metavar="REF", help="The model that SRC is of: file.py:name or package.module:name."),
     click.option("--into", metavar="REF", help="The model that the target is for."),
@@ -133,17 +137,11 @@ _MODELS = _together(
         help="An input of the models: 'float32[4,8]', 'int32[2,5]<1000', batch.npz, train=true.",
     ),
     click.option("--mapping", metavar="FILE", help="A mapping (TOML); it goes before the shipped conventions."),
-    click.option(
-        "--framework",
-        type=click.Choice(["haiku", "linen", "nnx", "flat"]),
-        help="What SRC is of, where it does not show.",
-    ),
-    click.option("--part", metavar="PATH", help="Where in SRC the variables are ('0/params'), where it does not show."),
+    _FRAMEWORK,
+    _PART,
 )
 _TARGET = _together(
-    click.option(
-        "--to", type=click.Choice(["haiku", "linen", "nnx", "flat"]), help="The target's framework, without --into."
-    ),
+    click.option("--to", type=click.Choice(FRAMEWORKS), help="The target's framework, without --into."),
     click.option("--to-format", metavar="NAME", help="The target's format, where the ending of DST does not say."),
     click.option("--overwrite", is_flag=True, help="Replace what is at DST, once the new one is complete."),
 )
@@ -168,10 +166,19 @@ def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> N
 @click.argument("file")
 @click.option("--depth", type=click.IntRange(1), help="Show that many levels; count what lies deeper.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold numbered modules that are alike.")
+@_FRAMEWORK
+@_PART
 @_READING
 @_JSON
 def inspect(
-    file: str, depth: int | None, everything: bool, src_format: str | None, namedtuples: Sequence[str], as_json: bool
+    file: str,
+    depth: int | None,
+    everything: bool,
+    framework: str | None,
+    part: str | None,
+    src_format: str | None,
+    namedtuples: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Show what FILE holds: its tree, with shapes, dtypes, kinds, sizes, and which layers they look like.
 
@@ -182,7 +189,7 @@ def inspect(
     """
     from converters._inspect import Inspection
 
-    found = Inspection.of(file, src_format, **_options(namedtuples))
+    found = Inspection.of(file, src_format, framework, part, **_options(namedtuples))
     _print(as_json, found.to_dict, lambda: found.text(depth, not everything))
 
 
@@ -275,7 +282,8 @@ def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
         bridges convert params.pkl params.safetensors --to flat
         bridges convert --back model.msgpack params-again.pkl
     """
-    from converters import _convert
+    from converters._back import convert_back
+    from converters._convert import run
     from converters._progress import Progress
 
     if back:
@@ -287,12 +295,13 @@ def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
                 f"--back takes everything from the manifest: leave out --{lacking[0].replace('_', '-')}."
             )
         with Progress("converting back", quiet=as_json) as progress:
-            done = _convert.convert_back(
+            done = convert_back(
                 given["src"], given["dst"], format=given["to_format"], overwrite=given["overwrite"], progress=progress
             )
     else:
-        with Progress("converting", quiet=as_json) as progress:
-            done = _convert.convert(**_arguments(**given), manifest=not no_manifest, progress=progress)
+        job = _job(**given)
+        with Progress("converting", job.nbytes, quiet=as_json) as progress:
+            done = run(job, overwrite=given["overwrite"], manifest=not no_manifest, progress=progress)
     _print(as_json, done.to_dict, lambda: str(done))
 
 

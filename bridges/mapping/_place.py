@@ -183,21 +183,18 @@ class _Placer:
         known = [rank for rank in found if rank is not None]
         return min(known) if known else None
 
-    def runs(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+    def runs(self, src: dict[str, _Tree], dst: dict[str, _Tree], pair: _Pair) -> None:
         """Pairs runs of names with one sequence of likes."""
         runs = [self._runs(end) for end in (src, dst)]
         for sequence, found in runs[0].items():
             other = runs[1].get(sequence, {})
             if len(found) == len(other) == 1:
-                names = [next(iter(run.values())) for run in (found, other)]
-                if why := self.crossed(
-                    [[end[name] for name in run] for end, run in zip((src, dst), names, strict=True)]
-                ):
-                    ends = (src, names[0]), (dst, names[1])
-                    here, there = ([path for n in run for path in _paths(end.pop(n))] for end, run in ends)
-                    self.doubts.append((here, there, why))
+                ends = [(end, next(iter(run.values()))) for end, run in ((src, found), (dst, other))]
+                if why := self.crossed([[end[name] for name in names] for end, names in ends]):
+                    lost = [[path for name in names for path in _paths(end.pop(name))] for end, names in ends]
+                    self.doubts.append((lost[0], lost[1], why))
                 else:
-                    pair(zip(*names, strict=True), "by order and shape")
+                    pair(zip(ends[0][1], ends[1][1], strict=True), "by order and shape")
             elif any(base.endswith("[]") for base in (*found, *other)):
                 stems = [collections.Counter(map(_stem, bases)) for bases in (found, other)]
                 for base, names in found.items():
