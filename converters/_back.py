@@ -23,7 +23,7 @@ from converters._atomic import replacing_all
 from converters._convert import Conversion
 from converters._errors import CheckpointError
 from converters._job import check_places
-from converters._ledger import Ledger, checksum, checksum_of_file
+from converters._ledger import Ledger, checksum_of_file, checksums
 from converters._manifest import Manifest, manifest_of, residue_of
 from converters._stream import Stream
 from converters._structure import built, mapped
@@ -77,7 +77,7 @@ def convert_back(
             metadata = found.source.get("metadata", {}) if row.name == found.source["format"] else {}
             row.module().write(temporary, mapped(ledger.pulled, tree), metadata)
             sums, _ = ledger.sums()
-        other = [p for p in wanted if wanted[p].get("sha256") and sums[p] != wanted[p]["sha256"]]
+        other = [p for p in wanted if sums[p]["crc32"] != wanted[p].get("crc32", sums[p]["crc32"])]
         changed |= _changed(other, found, leaves)
         if wrong := [p for p in other if p not in changed]:
             raise CheckpointError(
@@ -177,7 +177,11 @@ def _recorded(said: Mapping[str, Any]) -> Any:
 
 def _is_changed(paths: tuple[str, ...], found: Manifest, leaves: Mapping[str, Any]) -> bool:
     wanted = found.target["entries"]
-    return any(checksum(leaves[p]) != wanted[p].get("sha256") for p in paths)
+    for path in paths:
+        said = {key: wanted[path][key] for key in ("crc32", "sha256") if key in wanted[path]}
+        if checksums(leaves[path], "sha256" in said) != said:
+            return True
+    return False
 
 
 def _changed(sources: list[str], found: Manifest, leaves: Mapping[str, Any]) -> set[str]:

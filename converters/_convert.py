@@ -149,8 +149,9 @@ def run(
     began = time.monotonic() if began is None else began
     places = [job.path, residue_of(job.path), manifest_of(job.path)]
     notes = list(job.notes)
-    with replacing_all(places, overwrite) as (temporary, residue, note), Ledger(progress, manifest) as ledger:
-        found = ways(job.source.tree, job.tree, job.moves) if manifest else []
+    found = ways(job.source.tree, job.tree, job.moves) if manifest else []
+    strong = {path for way in found if not way.exact for path in way.item.targets}
+    with replacing_all(places, overwrite) as (temporary, residue, note), Ledger(progress, manifest, strong) as ledger:
         lost = _lost(job, found)
         leaves = flatten(job.source.tree)
         for way in found:

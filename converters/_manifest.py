@@ -26,7 +26,8 @@ from bridges.core._spec import abstract
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._op import Abstract
 from bridges.mapping._ops import op_from_dict
-from bridges.mapping._plan import Item, Plan, dtype_of, resolve
+from bridges.mapping._plan import Item, Plan, dtype_of
+from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen
 from converters._errors import CheckpointError
 from converters._structure import described
@@ -174,7 +175,7 @@ def _lines(value: Any, depth: int, indent: str = "") -> str:
     return f"{a}\n{inner}" + f",\n{inner}".join(rows) + f"\n{indent}{b}"
 
 
-def end(name: str, format: str, framework: str, tree: Any, sums: Mapping[str, str]) -> dict[str, Any]:
+def end(name: str, format: str, framework: str, tree: Any, sums: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Returns what a manifest says of one end: its structure and its leaves.
 
     Args:
@@ -185,12 +186,11 @@ def end(name: str, format: str, framework: str, tree: Any, sums: Mapping[str, st
       sums: Checksums by path, as far as there are any.
     """
     structure, leaves = described(tree)
-    entries = {path: _entry(leaf, sums.get(path)) for path, leaf in leaves.items()}
+    entries = {path: _entry(leaf, sums.get(path, {})) for path, leaf in leaves.items()}
     return {"name": name, "format": format, "framework": framework, "structure": structure, "entries": entries}
 
 
-def _entry(leaf: Any, checksum: str | None) -> dict[str, Any]:
-    out: dict[str, Any] = {"sha256": checksum} if checksum else {}
+def _entry(leaf: Any, out: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(leaf, Plain):
         value = leaf.value
         if isinstance(value, np.generic):

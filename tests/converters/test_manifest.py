@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import pickle
+import zlib
 
 import flax
 import jax
@@ -127,7 +128,9 @@ def test_what_is_in_it(tmp_path):
     assert given["source"]["sha256"] == hashlib.sha256((tmp_path / "h.npz").read_bytes()).hexdigest()
     kernel = np.asarray(converters.load(tmp_path / "l.msgpack")["params"]["stem"]["kernel"])
     said = given["target"]["entries"]["params/stem/kernel"]
-    assert said["sha256"] == hashlib.sha256(kernel.tobytes()).hexdigest() and said["shape"] == list(kernel.shape)
+    assert said["crc32"] == f"{zlib.crc32(kernel.tobytes()):08x}" and said["shape"] == list(kernel.shape)
+    mean = np.asarray(converters.load(tmp_path / "l.msgpack")["batch_stats"]["norm"]["mean"])
+    assert given["target"]["entries"]["batch_stats/norm/mean"]["sha256"] == hashlib.sha256(mean.tobytes()).hexdigest()
     assert Mapping.loads(given["mapping"]["toml"]) == mapping
     assert given["mapping"]["sha256"] == hashlib.sha256(mapping.dumps().encode()).hexdigest()
     plan = Plan.from_json(json.dumps(given["plan"]))
@@ -190,7 +193,7 @@ def test_wrong_manifests(tmp_path):
     residue.write_bytes(kept)
     given = json.loads(good)
     entry = next(e for p, e in given["source"]["entries"].items() if p.endswith("hidden"))
-    entry["sha256"] = "0" * 64
+    entry["crc32"] = "0" * 8
     note.write_text(json.dumps(given))
     fails("did not come back as they were, although what they became is unchanged")
     residue.unlink()
