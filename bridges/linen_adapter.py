@@ -15,6 +15,8 @@ from flax import linen as nn
 from bridges._linen._call import Call
 from bridges._linen._keys import Keys
 from bridges._linen._memory import Memory
+from bridges._linen._names import axis_names as axis_names
+from bridges._linen._names import with_axis_names as with_axis_names
 from bridges._linen._run import perform
 from bridges._linen._spec import spec as spec
 from bridges._linen._variables import Box as Box

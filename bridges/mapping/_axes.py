@@ -15,13 +15,14 @@ What it does not do: it moves no data; whether moving is cheap is XLA's business
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bridges.core._errors import MappingError, describe, hint, listing
 from bridges.mapping._each import Each, Expand, Reshape, Squeeze, Swap, Transpose
 from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Stack, Sum, Unstack
 from bridges.mapping._op import Abstract, Op, axis_of
-from bridges.mapping._plan import Item
+from bridges.mapping._plan import Item, Plan
 
 Label = Any
 Labels = tuple[Label, ...]  # of one array, one an axis
@@ -55,6 +56,55 @@ def carried(item: Item, labels: Sequence[Labels], parts: Parts = lambda _: 1) ->
 def carried_back(item: Item, labels: Sequence[Labels], parts: Parts = lambda _: 1) -> Carried:
     """Returns the labels of an item's sources for those of its targets."""
     return _along([op.inverse for op in reversed(item.ops)], item.stages[::-1], labels, parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisNames:
+    """Names of axes at one end of a plan.
+
+    Attributes:
+      names: Path -> one name an axis, None where it has none. Only entries with a name.
+      lost: Which names could not follow, in words, with the paths.
+    """
+
+    names: Mapping[str, Labels]
+    lost: tuple[str, ...] = ()
+
+
+def names_at_target(plan: Plan, names: Mapping[str, Labels]) -> AxisNames:
+    """Returns the names of the axes of a plan's targets for those of its sources; see `Plan.axis_names`."""
+    ways = [(item.targets, carried(item, _rows(item.sources, names, plan.src))) for item in plan if item.sources]
+    _known(names, plan.src, plan.src_random)
+    return _named(ways)
+
+
+def names_at_source(plan: Plan, names: Mapping[str, Labels]) -> AxisNames:
+    """Returns the names of the axes of a plan's sources for those of its targets; see `Plan.axis_names_back`."""
+    ways = [(item.sources, carried_back(item, _rows(item.targets, names, plan.dst))) for item in plan if item.targets]
+    _known(names, plan.dst, plan.dst_random)
+    return _named(ways)
+
+
+def _rows(paths: Sequence[str], names: Mapping[str, Labels], end: Mapping[str, Any]) -> list[Labels]:
+    for path in paths:
+        if len(names.get(path, ())) > len(end[path].shape):
+            raise MappingError(f"{path!r} {describe(end[path])} has fewer axes than the names {names[path]}.")
+    return [tuple(names.get(path, ())) for path in paths]
+
+
+def _known(names: Mapping[str, Labels], end: Mapping[str, Any], random: Sequence[str]) -> None:
+    if wrong := [f"{path!r}.{hint(path, end)}" for path in names if path not in end and path not in random]:
+        raise MappingError("These are no entries at that end of the plan:\n" + listing(wrong))
+
+
+def _named(ways: Sequence[tuple[Sequence[str], Carried]]) -> AxisNames:
+    found = {
+        path: row
+        for paths, way in ways
+        for path, row in zip(paths, way.labels, strict=False)
+        if any(label is not None for label in row)
+    }
+    return AxisNames(found, tuple(f"{', '.join(paths)}: {reason}" for paths, way in ways for reason in way.lost))
 
 
 def _along(ops: Sequence[Op], stages: Sequence[Sequence[Abstract]], labels: Sequence[Labels], parts: Parts) -> Carried:

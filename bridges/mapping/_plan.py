@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from bridges.mapping._op import Abstract, Op, signature
 from bridges.mapping._ops import op_from_dict
 from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen, thawed
+
+if TYPE_CHECKING:
+    from bridges.mapping._axes import AxisNames
 
 EXACT, ROUNDING = "exact", "exact to rounding"
 EVALUATION, NOT_EXACT = "exact for evaluation only", "not exact"
@@ -223,6 +226,28 @@ class Plan:
         from bridges.mapping._optimizer import convert
 
         return convert(self, opt_state, src_params, dst_params)
+
+    def axis_names(self, names: Mapping[str, tuple[Any, ...]]) -> AxisNames:
+        """Returns the names of the target's axes (Linen's `names`, NNX's `out_sharding`) for those of the source.
+
+        Args:
+          names: Path at the source -> one name an axis; what the adapters' `axis_names` give.
+
+        Returns:
+          `names` by path at the target, and `lost`: which names could not follow an op, in words.
+
+        Raises:
+          MappingError: A path is no source, or has fewer axes than names.
+        """
+        from bridges.mapping._axes import names_at_target
+
+        return names_at_target(self, names)
+
+    def axis_names_back(self, names: Mapping[str, tuple[Any, ...]]) -> AxisNames:
+        """Returns the names of the source's axes for those of the target: `axis_names` the other way."""
+        from bridges.mapping._axes import names_at_source
+
+        return names_at_source(self, names)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
