@@ -22,6 +22,7 @@ from bridges.core._errors import MappingError, describe, hint, listing
 from bridges.mapping._each import Each, Expand, Reshape, Squeeze, Swap, Transpose
 from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Stack, Sum, Unstack
 from bridges.mapping._op import Abstract, Op, axis_of
+from bridges.mapping._over import Fold, Over, Unfold
 from bridges.mapping._plan import Item, Plan
 
 Label = Any
@@ -148,7 +149,20 @@ def _through(
         if rows[0][axis] is not None:
             lost.append(f"{rows[0][axis]!r}, of the axis that {op} takes apart")
         return [(*rows[0][:axis], *rows[0][axis + 1 :]) for _ in outs]
-    raise NotImplementedError(f"{op} has no rule for labels")
+    if isinstance(op, Over):
+        return _over(op, ins, outs, rows, parts, lost)
+    lost.extend(f"{label!r}: {op} has no rule for labels" for row in rows for label in row if label is not None)
+    return [(None,) * len(y.shape) for y in outs]
+
+
+def _over(
+    op: Over, ins: Sequence[Abstract], outs: Sequence[Abstract], rows: list[Labels], parts: Parts, lost: list[str]
+) -> list[Labels]:
+    """Returns the labels after ops on the slices along the first axis, which keeps its own."""
+    (first,) = _agreed(op, [row[:1] for row in rows], lost)
+    way = _along(op.ops, op.stages(list(ins), list(outs)), [row[1:] for row in rows], parts)
+    lost.extend(way.lost)
+    return [(first, *row) for row in way.labels]
 
 
 def _one(op: Each, x: Abstract, y: Abstract, row: Labels, parts: Parts, lost: list[str]) -> Labels:
@@ -162,7 +176,19 @@ def _one(op: Each, x: Abstract, y: Abstract, row: Labels, parts: Parts, lost: li
         return tuple(out)
     if isinstance(op, (Reshape, Squeeze, Expand)):
         return _reshaped(op, x.shape, y.shape, row, parts, lost)
+    if isinstance(op, Fold):
+        order = _in_front(op.axes, len(row))
+        return _reshaped(op, [x.shape[a] for a in order], y.shape, tuple(row[a] for a in order), parts, lost)
+    if isinstance(op, Unfold):
+        order = _in_front(op.axes, len(y.shape))
+        found = _reshaped(op, x.shape, [y.shape[a] for a in order], row, parts, lost)
+        return tuple(found[order.index(a)] for a in range(len(order)))
     return row
+
+
+def _in_front(axes: Sequence[int], rank: int) -> list[int]:
+    front = [axis % rank for axis in axes]
+    return front + [axis for axis in range(rank) if axis not in front]
 
 
 def _agreed(op: Op, rows: Sequence[Labels], lost: list[str]) -> Labels:

@@ -129,16 +129,17 @@ class Over(Op):
     def check(self, ins: list[Abstract], outs: list[Abstract]) -> None:
         if ins[0].shape[:1] != outs[0].shape[:1]:
             raise MappingError(f"{self}: the first axis of {shapes(ins)} is not that of {shapes(outs)}")
-        self._stages(ins, outs)
+        self.stages(ins, outs)
 
-    def _stages(self, ins: list[Abstract], outs: list[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
+    def stages(self, ins: list[Abstract], outs: list[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
+        """Returns shapes and dtypes of the slices before, between and after the ops on them."""
         return resolve(self.ops, self._slices(ins), self._slices(outs))
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
         if any(op.name == "cast" for op in self.ops):
-            stages = self._stages([like(x, x.shape) for x in xs], outs)
+            stages = self.stages([like(x, x.shape) for x in xs], outs)
         else:  # a moment may have a dtype of its own
-            stages = self._stages([like(x, x.shape) for x in xs], [like(xs[0], out.shape) for out in outs])
+            stages = self.stages([like(x, x.shape) for x in xs], [like(xs[0], out.shape) for out in outs])
 
         def one(*slices: Any) -> tuple[Any, ...]:
             values = list(slices)
@@ -156,7 +157,7 @@ class Over(Op):
         return Over(tuple(op.inverse for op in reversed(self.ops)))
 
     def loss(self, ins: list[Abstract], outs: list[Abstract]) -> str | None:
-        stages = self._stages(ins, outs)
+        stages = self.stages(ins, outs)
         losses = (op.loss(list(a), list(b)) for op, a, b in zip(self.ops, stages, stages[1:], strict=False))
         return next((loss for loss in losses if loss), None)
 

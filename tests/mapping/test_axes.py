@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from bridges.mapping._axes import carried, carried_back, groups
+from bridges.mapping._axes import _through, carried, carried_back, groups
+from bridges.mapping._ops import OPS
 from bridges.param_mapping import Mapping
 
 
@@ -42,6 +43,23 @@ def item(ops, ins, outs):
         (["copy"], [(4,)], [(4,), (4,)], [("a",)], [("a",)] * 2),
         (["sum"], [(4,), (4,)], [(4,)], [("a",), ("a",)], [("a",)]),
         (["reshape"], [(1, 1)], [(1, 1, 1)], [()], [(None, None, None)]),
+        ([{"op": "fold", "axes": [1]}], [(4, 2, 6)], [(2, 4, 6)], [("a", "layers", "b")], [("layers", "a", "b")]),
+        ([{"op": "unfold", "axes": [2]}], [(2, 4, 6)], [(4, 6, 2)], [("layers", "a", "b")], [("a", "b", "layers")]),
+        (
+            [{"op": "fold", "axes": [1, 0]}, {"op": "unfold", "axes": [0, 1], "sizes": [3, 2]}],
+            [(2, 3, 4)],
+            [(3, 2, 4)],
+            [(None, "outer", "a")],
+            [("outer", None, "a")],
+        ),
+        ([{"op": "permute", "order": [1, 0]}], [(2, 4)], [(2, 4)], [("layers", "a")], [("layers", "a")]),
+        (
+            [{"op": "over", "ops": ["transpose", {"op": "split", "axis": 0, "sizes": [2, 4]}]}],
+            [(3, 4, 6)],
+            [(3, 2, 4), (3, 4, 4)],
+            [("layers", "a", "b")],
+            [("layers", "b", "a")] * 2,
+        ),
     ],
 )
 def test_labels_go_where_their_axes_go(ops, ins, outs, labels, wanted):
@@ -64,6 +82,8 @@ def test_labels_go_where_their_axes_go(ops, ins, outs, labels, wanted):
         (["unstack"], [(2, 4)], [(4,), (4,)], [("layers", "a")], 1, "takes apart"),
         ([{"op": "squeeze", "axis": 0}], [(1, 4)], [(4,)], [("x", None)], 1, "merges its axis 0"),
         ([{"op": "concat", "axis": 0}], [(4,), (4,)], [(8,)], [("a",), (None,)], 1, "which concat(axis=0) joins"),
+        ([{"op": "fold", "axes": [0, 1]}], [(2, 3, 4)], [(6, 4)], [(None, "b", "a")], 1, "merges its axis 1"),
+        ([{"op": "over", "ops": ["reshape"]}], [(2, 3, 4)], [(2, 12)], [(None, None, "a")], 1, "merges its axis 1"),
     ],
 )
 def test_what_cannot_follow_is_said(ops, ins, outs, labels, parts, words):
@@ -106,3 +126,13 @@ def test_groups_are_all_axes_in_order_and_equal_in_size(data):
     assert [j for _, outs in found for j in outs] == [*range(len(b))]
     for ins, outs in found:
         assert math.prod(a[i] for i in ins) == math.prod(b[j] for j in outs)
+
+
+def test_every_op_has_a_rule():
+    for name, op in OPS.items():
+        lost = []
+        x = jax.ShapeDtypeStruct((1, 1), np.float32)
+        given = {"axes": (0, 1)} if name == "swap" else {"axes": (0,)} if name == "unfold" else {}
+        given |= {"order": (0,)} if name in ("reorder", "permute") else {}
+        _through(op(**given), [x], [x], [("a", None)], lambda _: 1, lost)
+        assert not any("no rule" in text for text in lost), name

@@ -1,4 +1,4 @@
-"""Partitioning metadata crosses with a plan: Linen's boxes become NNX's `out_sharding` and back, as each framework reads it."""
+"""Partitioning metadata crosses with a plan: Linen's boxes become NNX's `out_sharding` and back, as both read it."""
 
 import flax.linen as nn
 import jax

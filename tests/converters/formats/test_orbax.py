@@ -449,3 +449,45 @@ def test_other_directories_are_not_orbaxs(tmp_path):
     (tmp_path / "model.py").write_text("")
     (tmp_path / "7").mkdir()
     assert not formats.format_of("orbax").module().recognises(tmp_path)
+
+
+STREAM = """
+import pathlib, sys
+import numpy as np
+import converters
+from converters import formats
+from converters.formats import LazyLeaf
+root, SIZE, LEAVES = pathlib.Path(sys.argv[1]), 32 << 20, 8
+def number(i):
+    return np.full((1024, SIZE // 4096), i, np.float32)
+def size(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))
+def peak(run):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = size("VmRSS")
+    run()
+    return (size("VmHWM") - before) / SIZE
+small = {"a": np.ones((3, 3), np.float32)}
+converters.save(root / "small", small, "orbax")
+converters.load(root / "small")  # threads and modules are there
+tree = {f"w{i}": LazyLeaf((1024, SIZE // 4096), np.float32, lambda i=i: number(i)) for i in range(LEAVES)}
+written = peak(lambda: converters.save(root / "first", tree, "orbax"))
+copied = peak(lambda: converters.save(root / "second", formats.read(root / "first").tree, "orbax"))
+for i, leaf in enumerate(formats.read(root / "second").tree.values()):
+    assert (leaf.read() == i).all()
+    leaf = None
+print(written, copied)
+assert max(written, copied) < 2, (written, copied)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its own size where Linux says it")
+def test_a_checkpoint_of_eight_leaves_passes_through_less_than_two(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STREAM, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_relative_paths(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert converters.load("manager/7")["a"].tolist() == [7] * 3
