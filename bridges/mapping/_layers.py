@@ -9,6 +9,7 @@ from typing import Any
 from bridges.mapping._agree import difference
 from bridges.mapping._draft import Draft, Match
 from bridges.mapping._identify import Found, above, cut, identify, like
+from bridges.mapping._lines import lines_for, odd_ones
 from bridges.mapping._op import Abstract, signature
 from bridges.mapping._place import place
 from bridges.mapping._plan import NOT_EXACT
@@ -75,11 +76,15 @@ class LayerMatcher:
                 self.pair(every[0][s], every[1][d], how, any(tied))
             done[0].add(base[0])
             done[1].add(base[1])
-            for here, there, why in doubts:
+            for doubt in doubts:
+                counts = len(doubt.src), len(doubt.dst)
+                unlike = f" They are {counts[0]} and {counts[1]}." if 1 not in counts and counts[0] != counts[1] else ""
+                odd = odd_ones(doubt.src, self.draft.ends[0]) + odd_ones(doubt.dst, self.draft.ends[1])
                 self.draft.problems.append(
-                    f"{_names(here)} and {_names(there)} {why}. Say which is which under [modules]."
+                    f"{_names(doubt.src)} and {_names(doubt.dst)} {doubt.why}. Say which is which under"
+                    f" [modules]{lines_for(doubt.src, doubt.dst)}.{unlike}{odd}"
                 )
-                for end, paths in enumerate((here, there)):
+                for end, paths in enumerate(doubt.layers):
                     for m in paths:
                         self.draft.explained[end].update(every[end][m].leaves)
                         free[end].pop(m, None)
@@ -133,6 +138,7 @@ class LayerMatcher:
             return "/[" in f"/{goal}" and goal not in modules
 
         used: set[int] = set()
+        taken: dict[str, str] = {}
         containers: list[tuple[str, str]] = []
         for module in [*free[0], *sorted(parents - free[0].keys())]:
             matches = index.match(module)
@@ -150,6 +156,10 @@ class LayerMatcher:
                 continue
             found = free[0].pop(module, None)
             for goal in goals:
+                if goal in taken and "/[" in f"/{goal}":
+                    self.draft.problems.append(f"[modules] sends both {taken[goal]!r} and {module!r} to {goal!r}")
+                    continue
+                taken[goal] = module
                 if found is None:
                     containers.append((module, goal))
                 elif goal in every:

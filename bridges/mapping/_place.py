@@ -10,8 +10,9 @@ first where nothing at the other end is like the whole level, else everywhere. W
 guessed. Levels that hold a single module and nothing else are looked through, and so are method scopes (`~`, `~encode`).
 
 The copies in a stack (`blocks/[0]`, `blocks/[1]`, …) are a run. Where several runs have one sequence, those of stacks are
-paired by name (`enc/[0]`, … with `enc_0`, …); stacks with numbers of their own follow one another (`scan_0/[2]` comes before
-`scan_1/[0]`); and what odd layers before or after leave of a run, with no gaps, may be the run of a whole stack.
+paired by name (`enc/[0]`, … with `enc_0`, …); stacks with numbers of their own follow one another (`scan_0/[2]` comes
+before `scan_1/[0]`); and what odd layers before or after leave of a run, with no gaps, may be the run of a whole stack. Else
+stacks go by the order of calls, where it is known of both models.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)?", re.DOTALL)
 _COPY = re.compile(r"(?:(.*)/)?\[([0-9]+)\]", re.DOTALL)
+_ITEM = re.compile(r"[0-9]+|\[[0-9]+\]")
 _Pair = Callable[[Iterable[Any], str], None]
-Doubt = tuple[list[str], list[str], str]  # paths of the source and of the target, and what is not clear
 Like = Hashable  # equal exactly for layers that can stand for one another
 
 
@@ -35,6 +36,37 @@ class _Tree:
     path: str | None = None  # of the layer at this very place
     like: Like = None
     children: dict[str, _Tree] = dataclasses.field(default_factory=dict)
+
+
+class Doubt:
+    """Modules of the source and of the target that are alike, and of which nothing tells which is which.
+
+    Attributes:
+      src, dst: Paths of the modules, at the level where the doubt is.
+      why: What is not clear.
+      layers: Paths of the layers that these are or hold, of the source and of the target.
+    """
+
+    def __init__(self, src: Sequence[_Tree], dst: Sequence[_Tree], why: str):
+        self.why = why
+        below = [[_paths(tree) for tree in end] for end in (src, dst)]
+        self.src, self.dst = (_shortened([_common(paths) for paths in end]) for end in below)
+        self.layers = tuple([path for paths in end for path in paths] for end in below)
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Returns the lowest module that is or holds all of these."""
+    split = [path.split("/") for path in paths]
+    same = itertools.takewhile(lambda segments: len(set(segments)) == 1, zip(*split, strict=False))
+    return "/".join(segments[0] for segments in same)
+
+
+def _shortened(paths: Sequence[str]) -> list[str]:
+    """Returns the paths without the segments that all of them end with."""
+    split = [path.split("/") for path in paths]
+    while len(paths) > 1 and all(len(s) > 1 for s in split) and len({s[-1] for s in split}) == 1:
+        split = [segments[:-1] for segments in split]
+    return ["/".join(segments) for segments in split]
 
 
 def _tree(layers: Mapping[str, Like], base: str) -> _Tree:
@@ -62,9 +94,18 @@ def _collapse(tree: _Tree) -> _Tree:
     return tree
 
 
+def _members(tree: _Tree) -> Iterable[_Tree]:
+    """Yields the children; those of stacks and lists in place of these, so that scanned layers are like listed ones."""
+    for child in tree.children.values():
+        if child.path is None and child.children and all(_ITEM.fullmatch(name) for name in child.children):
+            yield from _members(child)
+        else:
+            yield child
+
+
 def _below(tree: _Tree, table: dict[Hashable, int], memo: dict[int, int]) -> int:
     if id(tree) not in memo:
-        key = (tree.path is not None, tree.like, tuple(sorted(_below(c, table, memo) for c in tree.children.values())))
+        key = (tree.path is not None, tree.like, tuple(sorted(_below(c, table, memo) for c in _members(tree))))
         memo[id(tree)] = table.setdefault(key, len(table))
     return memo[id(tree)]
 
@@ -142,15 +183,22 @@ class _Placer:
             if len(names) == len(groups[1].get(like, ())) == 1:
                 pair([(names[0], groups[1][like][0])], "by shape")
         self.rests(src, dst, pair)
+        self.called_in_turn(src, dst, pair)
+        self.doubt(src, dst, lambda names: any(_COPY.fullmatch(name) for name in names))
         if src and dst and any(tree.children for end in (src, dst) for tree in end.values()):
             self.children(*self.dissolved(src, dst))
             return
+        self.doubt(src, dst, lambda names: True)
+
+    def doubt(self, src: dict[str, _Tree], dst: dict[str, _Tree], when: Callable[[Iterable[str]], bool]) -> None:
+        """Gives up the modules that fit each other in several ways; no level further down says which is which."""
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
-            if like in groups[1]:
-                ends = (src, names), (dst, groups[1][like])
-                here, there = ([str(end[name].path) for name in found] for end, found in ends)
-                self.doubts.append((here, there, "fit each other in several ways"))
+            there = groups[1].get(like, [])
+            if there and when([*names, *there]):
+                self.doubts.append(
+                    Doubt([src.pop(n) for n in names], [dst.pop(n) for n in there], "fit each other in several ways")
+                )
 
     def crossed(self, runs: Sequence[Sequence[_Tree]]) -> str:
         """Returns what is wrong with pairing two runs by number: those that are alike are called in another order.
@@ -191,8 +239,8 @@ class _Placer:
             if len(found) == len(other) == 1:
                 ends = [(end, next(iter(run.values()))) for end, run in ((src, found), (dst, other))]
                 if why := self.crossed([[end[name] for name in names] for end, names in ends]):
-                    lost = [[path for name in names for path in _paths(end.pop(name))] for end, names in ends]
-                    self.doubts.append((lost[0], lost[1], why))
+                    lost = [[end.pop(name) for name in names] for end, names in ends]
+                    self.doubts.append(Doubt(lost[0], lost[1], why))
                 else:
                     pair(zip(ends[0][1], ends[1][1], strict=True), "by order and shape")
             elif any(base.endswith("[]") for base in (*found, *other)):
@@ -210,8 +258,21 @@ class _Placer:
             other = runs[1].get(sequence, {})
             if len(found) == len(other) == 1 and any(base.endswith("[]") for base in (*found, *other)):
                 names = [next(iter(run.values())) for run in (found, other)]
-                if all(_unbroken(run) for run in names):
+                if all(map(_unbroken, names)):
                     pair(zip(*names, strict=True), "by order and shape")
+
+    def called_in_turn(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+        """Pairs alike modules by the order of calls, where stacks are among them (5 + 1) and both models' order is known."""
+        groups = [self._groups(end) for end in (src, dst)]
+        for like, names in groups[0].items():
+            there = groups[1].get(like, [])
+            if len(names) == len(there) and any(_COPY.fullmatch(name) for name in (*names, *there)):
+                ranks = [
+                    {n: self.called(i, end[n]) for n in ns} for i, (end, ns) in enumerate(((src, names), (dst, there)))
+                ]
+                if not any(None in found.values() for found in ranks):
+                    orders = [sorted(found, key=lambda n, found=found: (found[n], _number(n)[1])) for found in ranks]  # type: ignore[misc]
+                    pair(zip(*orders, strict=True), "by order of calls and shape")
 
     def dissolved(self, src: dict[str, _Tree], dst: dict[str, _Tree]) -> tuple[dict[str, _Tree], dict[str, _Tree]]:
         """Returns both ends with a level taken away, where that is of use to the other."""

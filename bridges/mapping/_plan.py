@@ -6,6 +6,7 @@ Invariant: each entry of either end is in exactly one item. Where `verdict` is '
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -73,8 +74,9 @@ class Item:
         xs = [_array(x) for x in arrays]
         if not self.targets:
             return []
-        for op, outs in zip(self.ops, self.stages[1:], strict=True):
-            xs = op.apply(xs, list(outs))
+        with self._named():
+            for op, outs in zip(self.ops, self.stages[1:], strict=True):
+                xs = op.apply(xs, list(outs))
         return xs
 
     def inverse(self, arrays: Sequence[Any]) -> list[Any]:
@@ -88,9 +90,17 @@ class Item:
         xs = [_array(x) for x in arrays]
         if not self.sources:
             return []
-        for op, outs in zip(reversed(self.ops), self.stages[-2::-1], strict=True):
-            xs = op.inverse.apply(xs, list(outs))
+        with self._named():
+            for op, outs in zip(reversed(self.ops), self.stages[-2::-1], strict=True):
+                xs = op.inverse.apply(xs, list(outs))
         return xs
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except UnsupportedError as err:
+            raise UnsupportedError(f"{', '.join(self.sources)} -> {', '.join(self.targets)}: {err}") from err
 
     def _written(self, outs: Sequence[Abstract], paths: Sequence[str]) -> list[Any]:
         if self.value is None:
@@ -191,6 +201,7 @@ class Plan:
         Raises:
           StructureError: Entries are missing, or there are others.
           EntryShapeError: A shape or dtype is not the planned one.
+          UnsupportedError: Entries that are tied at the target have different values.
         """
         _check(state, self.src, "source", self.src_random)
         out: dict[str, Any] = {}
@@ -203,7 +214,8 @@ class Plan:
 
         Raises:
           StructureError, EntryShapeError: As `forward`.
-          UnsupportedError: A dropped entry has no value to be written.
+          UnsupportedError: A dropped entry has no value to be written, or entries that are tied at the source have
+            different values.
         """
         _check(state, self.dst, "target", self.dst_random)
         out: dict[str, Any] = {}

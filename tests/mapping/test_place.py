@@ -90,8 +90,8 @@ def test_numbers_and_calls_in_another_order_are_a_doubt():
     inner_first = {"Dense_1": 0, "Dense_0": 1}
     for calls in (({"linear": 0, "linear_1": 1}, inner_first), ({}, inner_first)):
         pairs, doubts = place(src, dst, calls=calls)
-        assert pairs == [] and doubts[0][:2] == (["linear", "linear_1"], ["Dense_0", "Dense_1"])
-        assert "by number 'linear' is 'Dense_0', by the order of calls 'Dense_1'" in doubts[0][2]
+        assert pairs == [] and (doubts[0].src, doubts[0].dst) == (["linear", "linear_1"], ["Dense_0", "Dense_1"])
+        assert "by number 'linear' is 'Dense_0', by the order of calls 'Dense_1'" in doubts[0].why
     assert len(place(src, dst, calls=({"linear_1": 0, "linear": 1}, inner_first))[0]) == 2
     assert len(place(src, dst, calls=({"linear": 0, "linear_1": 1}, {}))[0]) == 2
     # what is not alike is told apart by its shape, whatever the order

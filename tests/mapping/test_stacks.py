@@ -1,5 +1,6 @@
 """Stacks: scanned, layer-stacked and vmapped modules against one another and against unrolled ones."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,9 +11,13 @@ import optax
 import pytest
 
 from bridges import State
-from bridges.param_mapping import Plan, conventions
+from bridges.core._kind import RngState, Variable, kind_type
+from bridges.core._spec import Spec, Stack
+from bridges.param_mapping import Mapping, Plan, conventions
+from tests.cases import CASES
 from tests.mapping import stacks
 from tests.mapping.stacks import X, randomised
+from tests.test_cases import spec_of
 
 PAIRS = list(itertools.permutations(stacks.FORMS, 2))
 form = functools.cache(lambda name: stacks.FORMS[name]())
@@ -97,3 +102,49 @@ def test_every_two_forms_are_joined_without_a_word(src, dst):
     theirs = ten_steps(dst)(new_params, new_rest, new_opt_state)
     for path in theirs:
         close(ours[path], theirs[path], path)
+
+
+# Every layer in a stack ------------------------------------------------------------------------------------------------
+
+
+def in_a_stack(spec, size, axis):
+    """The spec of `size` copies of the model, along `axis` of every entry that has it."""
+    axes = {collection: axis for collection in {path.partition("/")[0] for path in spec.entries}}
+    entries = {}
+    for path, x in spec.entries.items():
+        at = axis % (len(x.shape) + 1)
+        entries[path] = jax.ShapeDtypeStruct((*x.shape[:at], size, *x.shape[at:]), x.dtype)
+    random = {p for p, x in spec.entries.items() if issubclass(kind_type(spec.entries.kind(p) or Variable), RngState)}
+    entries.update({path: spec.entries[path] for path in random})
+    return dataclasses.replace(spec, entries=State(entries, spec.entries.declared), stacks={"": (Stack(size, axes),)})
+
+
+LAYER_PAIRS = [
+    (name, *pair)
+    for name, case in CASES.items()
+    for pair in itertools.pairwise([*case.frameworks, case.frameworks[0]])
+    if pair not in case.refused and pair[0] != pair[1]
+]
+
+
+@pytest.mark.parametrize(("name", "src", "dst"), LAYER_PAIRS, ids=[f"{n}: {s} to {d}" for n, s, d in LAYER_PAIRS])
+def test_every_layer_in_a_stack_is_converted_as_each_of_its_copies(name, src, dst):
+    mapping = Mapping.of(modules=CASES[name].modules.get((src, dst), {})) | conventions(src, dst)
+    single = mapping.plan(spec_of(name, src), spec_of(name, dst))
+    if CASES[name].modules.get((src, dst)):
+        index = {
+            f"[{{copy:int}}]/{s}".rstrip("/"): f"[{{copy:int}}]/{d}".rstrip("/")
+            for s, d in CASES[name].modules[src, dst].items()
+        }
+        mapping = Mapping.of(modules=index) | conventions(src, dst)
+    plan = mapping.plan(in_a_stack(spec_of(name, src), 3, 0), in_a_stack(spec_of(name, dst), 3, -1))
+    assert plan.verdict == single.verdict
+    state = randomised(Spec(plan.src), 3)
+    new = plan.forward(state)
+    for i in range(3):
+        copy = single.forward({path: x[i] for path, x in state.items()})
+        for path, x in copy.items():
+            assert np.array_equal(new[path][..., i], x), path
+    if plan.verdict == "exact":
+        back = plan.inverse(new)
+        assert all(np.array_equal(back[path], x) for path, x in state.items())
