@@ -26,6 +26,7 @@ _OPTAX: dict[str, tuple[str, ...]] = {
     "ApplyEvery": ("count grad_acc",),
     "ApplyIfFiniteState": ("notfinite_count last_finite total_notfinite inner_state",),
     "BacktrackingLineSearchState": ("learning_rate new_value new_grad decrease_error iter_num",),
+    "BacktrackingLinesearchInfo": ("num_linesearch_steps decrease_error",),
     "COCOBState": ("init_particles cumulative_gradients scale subgradients reward",),
     "ConditionallyMaskState": ("step inner_state",),
     "ConditionallyTransformState": ("inner_state step",),
@@ -89,6 +90,7 @@ _OPTAX: dict[str, tuple[str, ...]] = {
     "ScaleBySimplifiedAdEMAMixState": ("t m n",),
     "ScaleByTrustRatioState": ("",),
     "ScaleState": ("",),
+    "ScaleByZoomLinesearchState": ("learning_rate value grad info",),
     "ScheduleFreeState": ("b1 weight_sum step_count max_lr base_optimizer_state z",),
     "SnapshotState": ("measurement",),
     "SophiaState": ("count mu nu hessian_fn_state",),
@@ -97,6 +99,7 @@ _OPTAX: dict[str, tuple[str, ...]] = {
     "WeightDecaySchedule": ("count",),
     "WrappedScheduleState": ("count",),
     "ZeroNansState": ("found_nan",),
+    "ZoomLinesearchInfo": ("num_linesearch_steps decrease_error curvature_error",),
 }
 
 

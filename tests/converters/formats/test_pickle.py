@@ -209,6 +209,7 @@ def test_optax_states_are_the_installed_package_s_own(tmp_path):
         optax.multi_transform({"a": optax.adam(1e-3), "b": optax.set_to_zero()}, {"w": "a"}),
         optax.masked(optax.adam(1e-3), {"w": True}),
         optax.adafactor(1e-3),
+        optax.lbfgs(),
         optax.contrib.schedule_free_sgd(1e-3),
     ):
         state = tx.init(params)
