@@ -25,7 +25,7 @@ import numpy as np
 
 from converters.formats._lazy import LazyLeaf
 from converters.formats._pickle_nodes import MISSING, Call, Global, Items, Pairs, Payload, name_of
-from converters.formats._pickle_source import Source
+from converters.formats._pickle_source import Source, error
 
 RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -267,25 +267,25 @@ def encoded(node: Call) -> bytes | Payload:
 
 
 def _read(source: Source, payload: Payload, size: int, where: str) -> np.ndarray:
-    """Returns the bytes of a place in the file, in memory that is aligned and nobody else's."""
-    out = np.empty(size, np.uint8)
+    """Returns the bytes of a place in the file, as one axis."""
+    byte = np.dtype(np.uint8)
     if not payload.text:
-        source.read_into(payload.offset, out.data)
-        return out
+        return source.array(payload.offset, (size,), byte)
     # The text is decoded piece by piece: the array and one piece are in memory, never the text.
-    decoder, done, piece = codecs.getincrementaldecoder("utf-8")(), 0, bytearray(min(_PIECE, payload.length))
+    out, done, decoder = np.empty(size, byte), 0, codecs.getincrementaldecoder("utf-8")()
     for start in range(0, payload.length, _PIECE):
-        view = memoryview(piece)[: min(_PIECE, payload.length - start)]
-        source.read_into(payload.offset + start, view)
+        piece = source.array(payload.offset + start, (min(_PIECE, payload.length - start),), byte)
         try:
-            part = decoder.decode(view, start + len(view) == payload.length).encode("latin-1")
+            part = decoder.decode(piece.data, start + _PIECE >= payload.length).encode("latin-1")
         except UnicodeError:
-            raise source.error(payload.offset + start, f"{where}: its bytes are damaged.") from None
+            raise error(source, payload.offset + start, f"{where}: its bytes are damaged.") from None
         if done + len(part) > size:
             break
-        out[done : done + len(part)] = np.frombuffer(part, np.uint8)
+        out[done : done + len(part)] = np.frombuffer(part, byte)
         done += len(part)
     else:
         if done == size:
             return out
-    raise source.error(payload.offset, f"{where}: it does not have the {size} bytes of its shape; the file is damaged.")
+    raise error(
+        source, payload.offset, f"{where}: it does not have the {size} bytes of its shape; the file is damaged."
+    )

@@ -29,7 +29,7 @@ from converters.formats._lazy import LazyLeaf, read_leaf
 from converters.formats._pickle_arrays import Malformed
 from converters.formats._pickle_nodes import Call, Global, Items, Pairs, Payload, name_of, state_of
 from converters.formats._pickle_opcodes import MAX_TEXT, parse
-from converters.formats._pickle_source import Source
+from converters.formats._pickle_source import Source, error
 
 MAX_DEPTH = 100
 MAX_LEAVES = 4_000_000
@@ -94,7 +94,7 @@ class _Reader:
 
     def _wrong(self, node: Any, path: Path, text: str) -> CheckpointError:
         offset = getattr(node, "offset", 0)
-        return self._source.error(offset, f"{_where(path)}: {text}")
+        return error(self._source, offset, f"{_where(path)}: {text}")
 
     def knows(self, name: str) -> bool:
         """Whether a name means data wherever it stands."""
@@ -181,10 +181,9 @@ class _Reader:
     def _string(self, node: Payload, path: Path) -> Any:
         if node.length > MAX_TEXT:
             raise self._wrong(node, path, f"a text of {node.length} bytes that belongs to no array is not read.")
-        raw = bytearray(node.length)
-        self._source.read_into(node.offset, memoryview(raw))
+        raw = self._source.array(node.offset, (node.length,), np.dtype(np.uint8)).tobytes()
         if not node.text:
-            return bytes(raw)
+            return raw
         try:
             return str(raw, "utf-8", "surrogatepass")
         except UnicodeDecodeError:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
 from converters.formats._pickle_nodes import MISSING, Call, Global, Items, Pairs, Payload
-from converters.formats._pickle_source import Source
+from converters.formats._pickle_source import Source, error
 
 LONG = 4096  # Strings from this many bytes on stay in the file.
 MAX_OPCODES = 50_000_000  # About ten times what a checkpoint of 100,000 arrays has.
@@ -70,7 +70,7 @@ class _Machine:
     def run(self) -> Any:
         start = self._file.read(2)
         if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
-            raise self._source.error(0, "this is no pickle of the protocols 2 to 5.")
+            raise error(self._source, 0, "this is no pickle of the protocols 2 to 5.")
         run = {code: getattr(self, name) for code, name in _TABLE.items()}
         read, count = self._file.read, 0
         while True:
@@ -124,7 +124,7 @@ class _Machine:
         )
 
     def _wrong(self, text: str) -> Exception:
-        return self._source.error(self._at or self._file.tell(), text)
+        return error(self._source, self._at or self._file.tell(), text)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

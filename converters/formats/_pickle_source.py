@@ -1,14 +1,14 @@
 """Source: the bytes of a pickle, plain or compressed, read in pieces and bounded.
 
-A plain file is opened anew for every piece: no handle stays open, several threads may read, and a file that was changed
-or cut in the meantime is an error and not a crash. A compressed one has no places to jump to: it is unpacked once, into
-a temporary file that has no name, and refused where it grows beyond a limit.
+A plain file's arrays are mapped, as those of the other formats are (`_source`). A compressed one has no places to jump to:
+it is unpacked once, into a temporary file that has no name, and refused where it grows beyond a limit.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import pathlib
@@ -16,9 +16,12 @@ import tempfile
 import threading
 import weakref
 import zlib
-from typing import IO, Any
+from typing import IO, Any, Protocol
+
+import numpy as np
 
 from converters._errors import CheckpointError
+from converters.formats import _source
 
 _CHUNK = 1 << 18
 _IN_MEMORY = 1 << 20  # What unpacks to less stays in memory.
@@ -86,92 +89,112 @@ def head(path: pathlib.Path, size: int) -> bytes:
         return b""
 
 
-class Source:
-    """The bytes of an opened file.
+def opened(path: pathlib.Path, max_bytes: int | None = None) -> Source:
+    """Returns the bytes of a file.
 
     Args:
       path: The file.
       max_bytes: What it may unpack to if it is compressed; 64 times its size and 64 MiB if None.
 
-    Attributes:
-      path: The file.
-      size: The number of bytes, of the unpacked content for a compressed file.
-
     Raises:
       CheckpointError: It cannot be read, its compressed stream is damaged, or it unpacks to more than is allowed.
     """
+    plain = Plain(path)
+    kind = compression(plain.bytes(0, min(6, plain.size)))
+    return plain if kind is None else Unpacked(plain, kind, max_bytes)
 
-    def __init__(self, path: pathlib.Path, max_bytes: int | None = None):
-        self.path = path
-        self._unpacked: IO[bytes] | None = None
-        self._lock = threading.Lock()
-        try:
-            with path.open("rb") as file:
-                self._stamp = _stamp(file)
-                self.size = self._stamp[2]
-                kind = compression(file.read(6))
-                if kind is not None:
-                    file.seek(0)
-                    self._unpack(file, kind, max_bytes)
-        except OSError as err:
-            raise CheckpointError(f"{path} cannot be read: {err.strerror or err}.") from err
 
-    def _unpack(self, file: IO[bytes], kind: str, max_bytes: int | None) -> None:
-        limit = _RATIO * self.size + _FREE if max_bytes is None else max_bytes
-        spool: Any = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
-        weakref.finalize(self, spool.close)
-        stream, size = unpacked(file, kind), 0
-        while True:
-            try:
-                piece = stream.read(_CHUNK)
-            except _DAMAGED as err:
-                raise CheckpointError(
-                    f"{self.path}: its {kind} stream is damaged or cut after {size} unpacked bytes ({err}). Copy it anew."
-                ) from err
-            if not piece:
-                break
-            size += len(piece)
-            if size > limit:
-                raise CheckpointError(
-                    f"{self.path} has {self.size} bytes and unpacks to more than {limit}: more than weights do. If it is"
-                    " yours and this is right, allow more with max_bytes=…, or unpack it first."
-                )
-            spool.write(piece)
-        self._unpacked, self.size = spool, size
+class Source(Protocol):
+    """The bytes of an opened file.
 
-    def error(self, offset: int, text: str) -> CheckpointError:
-        """Returns the error of something wrong at a place."""
-        unpacked = ", unpacked" if self._unpacked is not None else ""
-        return CheckpointError(f"{self.path}, byte {offset}{unpacked}: {text}")
+    Attributes:
+      path: The file.
+      size: The number of bytes, of the unpacked content for a compressed file.
+    """
+
+    path: pathlib.Path
+    size: int
 
     def open(self) -> IO[bytes]:
-        """Returns the content as a file to read once from the start; closing it is the caller's."""
-        if self._unpacked is None:
-            return self.path.open("rb", buffering=_CHUNK)
-        self._unpacked.seek(0)
-        return _Kept(self._unpacked)  # type: ignore[return-value]
+        """Returns the content as a file to go through once, before any array is asked for."""
 
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fills `view` with the bytes from `offset` on.
+    def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Returns the array whose bytes begin at `at`; it must not be written to.
 
         Raises:
-          CheckpointError: The file was changed, cut or removed since it was opened.
+          CheckpointError: The file was changed since it was opened, or cannot be read.
         """
-        if self._unpacked is not None:
-            with self._lock:
-                self._unpacked.seek(offset)
-                _fill(self._unpacked, view)
-            return
+
+
+def error(source: Source, offset: int, text: str) -> CheckpointError:
+    """Returns the error of something wrong at a place."""
+    unpacked = ", unpacked" if isinstance(source, Unpacked) else ""
+    return CheckpointError(f"{source.path}, byte {offset}{unpacked}: {text}")
+
+
+class Plain(_source.Source):
+    """A file that is not compressed: its arrays are mapped, and refused where it has changed in the meantime."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path)
+        self._stamp = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        about = os.fstat(self._handle)
+        return about.st_size, about.st_mtime_ns
+
+    def open(self) -> IO[bytes]:
+        return io.BufferedReader(io.FileIO(self._handle, closefd=False), _CHUNK)
+
+    def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype, fortran: bool = False) -> np.ndarray:
+        if self._now() != self._stamp:
+            raise CheckpointError(f"{self.path} was changed since it was opened. Open it again.")
+        return super().array(at, shape, dtype, fortran)
+
+
+class Unpacked:
+    """A compressed file, unpacked into a temporary one that goes with this object."""
+
+    def __init__(self, packed: Plain, kind: str, max_bytes: int | None):
+        self.path, self.size = packed.path, 0
+        self._lock = threading.Lock()
+        self._file: Any = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        limit = _RATIO * packed.size + _FREE if max_bytes is None else max_bytes
+        with packed.open() as file:
+            stream = unpacked(file, kind)
+            while piece := self._piece(stream, kind):
+                self.size += len(piece)
+                if self.size > limit:
+                    raise CheckpointError(
+                        f"{self.path} has {packed.size} bytes and unpacks to more than {limit}: more than weights do. If"
+                        " it is yours and this is right, allow more with max_bytes=…, or unpack it first."
+                    )
+                with _source.reading(f"{self.path}, unpacked into a temporary file,"):
+                    self._file.write(piece)
+
+    def _piece(self, stream: Any, kind: str) -> bytes:
         try:
-            with self.path.open("rb", buffering=0) as file:
-                if _stamp(file) != self._stamp:
-                    raise CheckpointError(f"{self.path} was changed since it was opened. Open it again.")
-                file.seek(offset)
-                _fill(file, view)
-        except OSError as err:
-            raise CheckpointError(f"{self.path} cannot be read any more: {err.strerror or err}.") from err
-        except EOFError as err:
-            raise CheckpointError(f"{self.path} was cut since it was opened. Open it again.") from err
+            return stream.read(_CHUNK)
+        except _DAMAGED as err:
+            raise CheckpointError(
+                f"{self.path}: its {kind} stream is damaged or cut after {self.size} unpacked bytes ({err}). Copy it anew."
+            ) from err
+
+    def open(self) -> IO[bytes]:
+        self._file.seek(0)
+        return _Kept(self._file)  # type: ignore[return-value]
+
+    def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        found = np.empty(shape, dtype)
+        view, done = found.reshape(-1).view(np.uint8).data, 0
+        with self._lock:
+            self._file.seek(at)
+            while done < len(view):
+                count = self._file.readinto(view[done:])
+                assert count, "what was unpacked is there"
+                done += count
+        return found
 
 
 class _Kept:
@@ -185,17 +208,3 @@ class _Kept:
 
     def __exit__(self, *error: object) -> None:
         pass
-
-
-def _stamp(file: IO[bytes]) -> tuple[int, int, int, int]:
-    about = os.fstat(file.fileno())
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
-
-
-def _fill(file: IO[bytes], view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError
-        done += count

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import collections
 import gzip
-import math
-import os
 import pathlib
 import struct
 import sys
@@ -27,11 +25,12 @@ from bridges.core._flat import join, nest
 from bridges.core._state import State
 from converters.formats import _pickle_arrays as arrays
 from converters.formats import _pickle_tuples as tuples
+from converters.formats._entries import blocks, problem
 from converters.formats._lazy import LazyLeaf, read_leaf
+from converters.formats._output import output
 from converters.formats._pickle_meaning import MAX_DEPTH
 
 _BATCH = 1000  # Items between two marks, as Python's own pickler has them: what a reader's stack holds at once.
-_PIECE = 1 << 20
 _PLAIN = (bool, int, float, complex, str, bytes)
 _OURS = ("bridges", "converters")
 
@@ -57,23 +56,23 @@ def _check(node: Any, path: tuple[str, ...], found: list[str], above: set[int]) 
             _check(value, (*path, str(key)), found, above | {id(node)})
     elif isinstance(node, (list, tuple)):
         if type(node) not in (list, tuple):
-            found += [f"{where}: {text}" for text in [_refused(type(node))] if text]
+            found += [f"{where} {text}" for text in [_refused(type(node))] if text]
         names = getattr(node, "_fields", range(len(node)))
         for name, value in zip(names, node, strict=True):
             _check(value, (*path, str(name)), found, above | {id(node)})
     elif node is not None and not isinstance(node, _PLAIN):
-        found += [f"{where}: {text}" for text in [_leaf_problem(node)] if text]
+        found += [f"{where} {text}" for text in [_leaf_problem(node)] if text]
 
 
 def _refused(cls: type) -> str | None:
     """Returns why a class of tuples cannot be written, None if it can: a pickle holds only its name."""
     if not tuples.is_namedtuple(cls):
-        return f"{cls.__name__} is a class of its own: make it a list, a tuple or a dictionary"
+        return f"is of the class {cls.__name__}: make it a list, a tuple or a dictionary"
     module, name = tuples.reference(cls)
     if module.partition(".")[0] in _OURS:
-        return f"the NamedTuple {module}.{name} is this package's, which a reader need not have: make it a dictionary"
+        return f"is the NamedTuple {module}.{name} of this package, which a reader need not have: make it a dictionary"
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        return f"the NamedTuple {module}.{name} has no name to import it by: define it in a module, or make it a dictionary"
+        return f"is the NamedTuple {module}.{name}, which cannot be imported: define it in a module, or make it a dictionary"
     holder: Any = sys.modules.get(module)
     for part in name.split("."):
         holder = getattr(holder, part, None)
@@ -81,39 +80,29 @@ def _refused(cls: type) -> str | None:
         return None
     if tuples.is_made(cls) and getattr(holder, "_fields", None) == cls._fields:  # type: ignore[attr-defined]
         return None
-    return f"{module}.{name} is not the class of this NamedTuple: a reader would get another. Make it a dictionary"
+    return f"is a NamedTuple whose class is not {module}.{name}: a reader would get another. Make it a dictionary"
 
 
 def _leaf_problem(leaf: Any) -> str | None:
     kind = getattr(leaf, "dtype", None)
     if kind is None or not hasattr(leaf, "shape"):
         return (
-            f"a {type(leaf).__name__} is neither an array, a number, a text nor a container that a pickle should hold"
+            f"is a {type(leaf).__name__}: neither an array, a number, a text nor a container that a pickle should hold"
         )
-    if jax.dtypes.issubdtype(kind, jax.dtypes.prng_key):
-        return (
-            f"{describe(leaf)} is a typed random key, whose pickle only the same release of JAX could load: write"
-            " jax.random.key_data of it, and wrap it with jax.random.wrap_key_data after loading"
-        )
-    if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-        return f"{describe(leaf)} has no values: write the tree outside jit and eval_shape"
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return f"{describe(leaf)} is spread over several processes: gather it, or write orbax"
-    if not arrays.holds(np.dtype(kind)):
-        return f"{describe(leaf)} is no array of numbers that every machine has"
-    return None
+    text = problem(leaf) if isinstance(leaf, (LazyLeaf, jax.Array, np.ndarray, jax.ShapeDtypeStruct)) else None
+    if text is None and not arrays.holds(np.dtype(kind)):
+        return f"is {describe(leaf)}, no array of numbers that every machine has"
+    return text
 
 
 def write(path: pathlib.Path, tree: Any) -> None:
     """Writes a tree without problems to a new file, by gzip if its name ends in `.gz`; on the disk when it returns."""
-    with path.open("xb") as file:
+    with output(path) as file:
         if path.name.endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=1) as packed:
                 _Writer(packed).document(tree)
         else:
             _Writer(file).document(tree)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class _Writer:
@@ -179,31 +168,15 @@ class _Writer:
         self._put(name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R")
         self._put(b"(K\x01" + shape + dtype(value.dtype) + plain(bool(fortran)))
         self._put(b"\x8e" + struct.pack("<Q", size) if size >= 1 << 32 else b"B" + struct.pack("<I", size))
-        for piece in pieces(value.T if fortran else value):
-            self._put(piece)
+        raw = np.dtype(f"V{value.itemsize}")  # Whatever the dtype and its byte order: they are written as they are.
+        for block in blocks((value.T if fortran else value).view(raw), raw):
+            self._put(block)
         self._put(b"tb")
 
 
 def _batches(items: list[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(items), _BATCH):
         yield items[start : start + _BATCH]
-
-
-def pieces(value: np.ndarray) -> Iterator[memoryview]:
-    """Yields an array's bytes in C order: its own memory where that is contiguous, copies of parts of it otherwise."""
-    if value.size == 0:
-        return
-    if value.flags.c_contiguous:
-        yield value.reshape(-1).view(np.uint8).data
-        return
-    rest = math.prod(value.shape[1:]) * value.itemsize
-    if rest > _PIECE:
-        for part in value:
-            yield from pieces(part)
-        return
-    step = max(1, _PIECE // max(rest, 1))
-    for start in range(0, value.shape[0], step):
-        yield np.ascontiguousarray(value[start : start + step]).reshape(-1).view(np.uint8).data
 
 
 def name(module: str, attribute: str) -> bytes:

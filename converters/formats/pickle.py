@@ -43,7 +43,7 @@ def read(path: pathlib.Path, *, namedtuples: Fields | None = None, max_bytes: in
         is run, and every such name is given.
       UnsupportedError: A class does not have the fields that it is listed with.
     """
-    source = _pickle_source.Source(path, max_bytes)
+    source = _pickle_source.opened(path, max_bytes)
     return Checkpoint(path, "pickle", _pickle_meaning.read(source, namedtuples))
 
 

@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -115,7 +116,6 @@ def test_large_arrays_are_read_when_asked_for_and_not_before(protocol, tmp_path)
     assert "'bytes'" in found.tree["bytes"].where
     assert_same(found.load(), tree)
     assert found.tree["bytes"].read() is not found.tree["bytes"].read()  # It keeps nothing.
-    assert found.tree["bytes"].read().flags.writeable
 
 
 def test_containers_and_plain_values_are_kept(tmp_path):
@@ -353,10 +353,10 @@ def test_what_pickle_cannot_hold_is_said_with_its_path(tmp_path):
         "loop": loop,
         "fine": jnp.ones(2),
     }
-    found = {text.partition(":")[0].strip("'").split("/")[0]: text for text in format.problems(tree)}
+    found = {text.split("'")[1].split("/")[0]: text for text in format.problems(tree)}
     assert set(found) == set(tree) - {"fine"}
     assert "jax.random.key_data" in found["key"]
-    with pytest.raises(UnsupportedError, match=r"(?s)'key': key<fry>.*'function'.*'local'"):
+    with pytest.raises(UnsupportedError, match=r"(?s)'key' is key<fry>.*'function'.*'local'"):
         converters.save(tmp_path / "a.pkl", tree)
     assert not list(tmp_path.iterdir())
 
@@ -459,11 +459,14 @@ def test_a_file_that_changes_after_it_was_opened_is_an_error(tmp_path):
     file.write_bytes(pickle.dumps({"w": np.ones(LARGE)}))
     leaf = format.read(file).tree["w"]
     assert leaf.read().sum() == LARGE
+    os.replace(shutil.copy(file, tmp_path / "b"), file)  # Another file in its place is no change of this one.
+    assert leaf.read().sum() == LARGE
+    leaf = format.read(file).tree["w"]
     file.write_bytes(pickle.dumps({"w": np.zeros(2 * LARGE)}))
     with pytest.raises(CheckpointError, match="changed since it was opened"):
         leaf.read()
-    file.unlink()
-    with pytest.raises(CheckpointError, match="cannot be read any more"):
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
         np.asarray(leaf)
 
 
