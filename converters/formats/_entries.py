@@ -64,7 +64,7 @@ def problems(tree: Any, reason: Callable[[str, Any], str | None]) -> list[str]:
             found.append(f"{path!r} has a name that is no Unicode text: rename it")
         elif path.count("/") >= DEEP:
             found.append(f"{path[:100]!r}… is more than {DEEP} levels deep")
-        elif why := _unheld(leaf) or reason(path, leaf):
+        elif why := unheld(leaf) or reason(path, leaf):
             found.append(f"{path!r} {why}")
     return found
 
@@ -74,7 +74,7 @@ def is_half(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _unheld(leaf: Any) -> str | None:
+def unheld(leaf: Any) -> str | None:
     """Returns why no file can hold a leaf, whatever the format, or None."""
     if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return f"is {describe(leaf)} without values: write the arrays that it stands for"

@@ -25,7 +25,7 @@ from bridges.core._flat import join, nest
 from bridges.core._state import State
 from converters.formats import _pickle_arrays as arrays
 from converters.formats import _pickle_tuples as tuples
-from converters.formats._entries import blocks, problem
+from converters.formats._entries import blocks, unheld
 from converters.formats._lazy import LazyLeaf, read_leaf
 from converters.formats._output import output
 from converters.formats._pickle_meaning import MAX_DEPTH
@@ -89,7 +89,7 @@ def _leaf_problem(leaf: Any) -> str | None:
         return (
             f"is a {type(leaf).__name__}: neither an array, a number, a text nor a container that a pickle should hold"
         )
-    text = problem(leaf) if isinstance(leaf, (LazyLeaf, jax.Array, np.ndarray, jax.ShapeDtypeStruct)) else None
+    text = unheld(leaf) if isinstance(leaf, (LazyLeaf, jax.Array, np.ndarray, jax.ShapeDtypeStruct)) else None
     if text is None and not arrays.holds(np.dtype(kind)):
         return f"is {describe(leaf)}, no array of numbers that every machine has"
     return text
