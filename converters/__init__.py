@@ -16,16 +16,24 @@ if TYPE_CHECKING:
     from converters._files import load as load
     from converters._files import save as save
     from converters._job import Job as Job
+    from converters._verify import verify as verify
+    from converters.report import Check as Check
+    from converters.report import FirstDifference as FirstDifference
+    from converters.report import Report as Report
 
 # Where each public name lives.
 _NAMES: dict[str, str] = {
+    "Check": "converters.report",
     "CheckpointError": "converters._errors",
+    "FirstDifference": "converters.report",
+    "Report": "converters.report",
     "load": "converters._files",
     "save": "converters._files",
     "Job": "converters._job",
     "Conversion": "converters._convert",
     "convert": "converters._convert",
     "convert_back": "converters._back",
+    "verify": "converters._verify",
 }
 
 

@@ -1,0 +1,219 @@
+"""Side: one of the two models that are compared, as a function of flat variables, whatever it came as.
+
+A side is made of a plain function `apply(variables, *inputs)`, or of a model that an adapter knows (then `spec` and
+`apply` of the adapter are used). This file imports an adapter only when a model of its framework is at hand.
+
+Invariant: `side.run(flat, inputs)` reads exactly the entries that it is given, and never changes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import bridges
+from bridges.core._errors import BridgeError, StructureError, hint, listing
+from bridges.core._flat import escape, flatten, unescape
+from bridges.core._spec import Spec
+from bridges.core._state import State
+
+FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a function wants its variables: the structure of its tree, and the flat path of each of its leaves."""
+
+    treedef: Any
+    paths: tuple[str, ...]
+
+    def native(self, flat: Mapping[str, Any]) -> Any:
+        """Returns the function's own tree of the flat variables."""
+        return jax.tree.unflatten(self.treedef, [flat[path] for path in self.paths])
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A model as a function of flat variables.
+
+    Attributes:
+      end: 'source' or 'target'.
+      run: `(flat variables, inputs) -> (output, new flat variables or None)`; None where it does not say.
+      spec: What an adapter says of the model; None for a function.
+      extras: Entries that no plan converts (random state), which the model keeps for itself.
+    """
+
+    end: str
+    run: Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, Mapping[str, Any] | None]]
+    spec: Spec | None = None
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def framework_of(model: Any) -> str | None:
+    """Returns the framework of a model that shows it by its type; None for a plain function, which shows nothing.
+
+    >>> framework_of(lambda variables, x: x) is None
+    True
+    """
+    cls = model if isinstance(model, type) else type(model)
+    if issubclass(cls, bridges.Module):
+        return "flat"
+    for base in cls.__mro__:
+        if base.__module__.startswith("haiku."):
+            return "haiku"
+        if base.__module__.startswith("flax.linen"):
+            return "linen"
+        if base.__module__.startswith("flax.nnx"):
+            return "nnx"
+    return None
+
+
+def model_side(model: Any, framework: str, inputs: Sequence[Any], end: str) -> Side:
+    """Returns the side of a model, through the adapter of its framework.
+
+    Args:
+      model: What the adapter's `spec` and `apply` take; for 'flat' a `bridges.Module`.
+      framework: One of `FRAMEWORKS`.
+      inputs: The model's inputs.
+      end: 'source' or 'target'.
+    """
+    if framework == "flat":
+        abstract, _ = jax.eval_shape(lambda: (bridges.init(model)({}, *inputs, seed=0), 0))
+        pure = bridges.pure(model)
+
+        def run_flat(flat: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, Mapping[str, Any] | None]:
+            state, out = pure(State(flat, abstract.declared), *inputs)
+            return out, state
+
+        return Side(end, run_flat, Spec.of(abstract))
+    adapter = importlib.import_module(f"bridges.{framework}_adapter")
+    spec = adapter.spec(model, *inputs)
+    extras = {}
+    random = [p for p, x in spec.entries.items() if framework == "nnx" and _random(spec.entries, p, x)]
+    if random:
+        made = adapter.init(model, 0)
+        extras = {path: made[path] for path in random}
+
+    def run(flat: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, Mapping[str, Any] | None]:
+        out, state = adapter.apply(model, State(flat, spec.entries.declared), *inputs)
+        return out, state
+
+    return Side(end, run, spec, extras)
+
+
+def _random(entries: State, path: str, value: Any) -> bool:
+    kind = entries.declared.get(path)
+    named = isinstance(kind, type) and issubclass(kind, bridges.RngState)
+    return named or jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) or isinstance(kind, bridges.RngState)
+
+
+def function_side(fn: Callable[..., Any], form: Form, train: bool, end: str) -> Side:
+    """Returns the side of a plain function.
+
+    Args:
+      fn: `fn(variables, *inputs) -> output`; in training `-> (output, new variables)`, where None or a part of the
+        variables stands for those that did not change.
+      form: How it wants its variables.
+      train: Whether it returns new variables too.
+      end: 'source' or 'target'.
+    """
+
+    def run(flat: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, Mapping[str, Any] | None]:
+        out = fn(form.native(flat), *inputs)
+        if not train:
+            return out, None
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise StructureError(
+                f"The {end}'s function for training must return (output, new variables); got {type(out).__name__}."
+            )
+        out, new = out
+        if new is None:
+            return out, None
+        return out, named(new, form.paths, f"new variables of the {end}", partly=True)
+
+    return Side(end, run)
+
+
+def form_of(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = False) -> Form:
+    """Returns the form of a variable tree: the flat path of each leaf.
+
+    A flat mapping, a nested tree of collections, Haiku's parameters, its pair of parameters and state, and a bare tree of
+    parameters are recognised by which of these readings gives paths that are all among the wanted ones.
+
+    Args:
+      tree: Any pytree.
+      wanted: The paths of the plan (or the other known ones); None takes the tree's own.
+      what: What it is, for the error.
+      partly: Whether paths of `wanted` may be missing from the tree.
+
+    Raises:
+      StructureError: No reading gives the wanted paths.
+    """
+    treedef = jax.tree.structure(tree)
+    if isinstance(tree, Mapping) and not any(isinstance(v, (Mapping, list, tuple)) for v in tree.values()):
+        own = list(tree) if isinstance(tree, State) else sorted(tree)
+    else:
+        own = list(flatten(tree))
+    if wanted is None:
+        return Form(treedef, tuple(own))
+    known = set(wanted)
+    best: list[str] | None = None
+    for reading in (str, _collections, _opened, lambda p: "params/" + p, lambda p: "params/" + _opened(p)):
+        paths = [reading(path) for path in own]
+        odd = [path for path in paths if path not in known]
+        if not odd and len(set(paths)) == len(paths):
+            missing = sorted(known - set(paths))
+            if missing and not partly:
+                raise StructureError(f"The {what} lacks entries of the plan:\n" + listing(map(repr, missing)))
+            return Form(treedef, tuple(paths))
+        best = odd if best is None or len(odd) < len(best) else best
+    raise StructureError(
+        f"These entries of the {what} are not those of the plan:\n"
+        + listing(f"{path!r}.{hint(path, known)}" for path in best or ())
+        + "\nPass the variables that the plan was made for, as a flat state or as the framework's own tree."
+    )
+
+
+def _opened(path: str) -> str:
+    """Haiku's own tree: the module path is one key."""
+    *parents, leaf = path.split("/")
+    return "/".join([escape(s) for p in parents for s in unescape(p).split("/")] + [leaf])
+
+
+def _collections(path: str) -> str:
+    """Haiku's pair of parameters and state."""
+    first, _, rest = path.partition("/")
+    return {"0": "params/", "1": "state/"}.get(first, first + "/") + _opened(rest)
+
+
+def named(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = False) -> dict[str, Any]:
+    """Returns the flat variables of a tree, by the paths of `form_of`."""
+    form = form_of(tree, wanted, what, partly)
+    return dict(zip(form.paths, jax.tree.leaves(tree), strict=True))
+
+
+def randomised(entries: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Returns random values for abstract entries: every one that can be moves the output, none is at its initial value.
+
+    Weights are normal and scaled by 1/sqrt of what they sum over, so that deep models keep their size; vectors and
+    scalars have a size of 0.3 to 1.1 and either sign; what is called a variance is positive. Integers are 3.
+    """
+    rng = np.random.default_rng(seed)
+    out = {}
+    for path, x in entries.items():
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            raise BridgeError(f"{path!r} is a random key: pass variables for the source, it cannot be made up.")
+        if not jax.dtypes.issubdtype(x.dtype, np.inexact):
+            out[path] = np.full(x.shape, 3 if x.dtype != bool else True, x.dtype)
+            continue
+        if len(x.shape) > 1 and max(x.shape[:-1]) > 1:
+            values = rng.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1]))
+        else:
+            values = rng.uniform(0.3, 1.1, x.shape) * (1 if "var" in path else rng.choice([-1, 1], x.shape))
+        out[path] = values.astype(x.dtype)
+    return out
