@@ -78,12 +78,13 @@ def read_array(store: Any) -> np.ndarray:
       ValueError: From TensorStore: it is damaged.
     """
     dtype = store.dtype.numpy_dtype
-    chunk = store.chunk_layout.read_chunk.shape or ()
-    parts = list(blocks(store.shape, [size or 1 for size in chunk], dtype.itemsize, _BLOCK))
-    if len(parts) == 1:
+    chunk = [size or 1 for size in store.chunk_layout.read_chunk.shape or ()]
+    parts = blocks(store.shape, chunk, dtype.itemsize, _BLOCK)
+    first = next(parts)
+    if store[first].shape == store.shape:
         return store.read().result()
     out = np.empty(store.shape, dtype)
-    for part in parts:
+    for part in itertools.chain([first], parts):
         ts.array(out)[part].write(store[part]).result()
     return out
 

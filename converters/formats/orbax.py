@@ -270,8 +270,10 @@ def _plain(item: pathlib.Path, what: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
+    except MemoryError as err:
+        raise CheckpointError(f"{item}: {what} do not fit into memory: {_first_line(err)}") from err
     except Exception as err:
         raise CheckpointError(
             f"{item}: {what} cannot be read: {_first_line(err)} Part of the checkpoint is missing or damaged: copy it"

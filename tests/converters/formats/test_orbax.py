@@ -491,3 +491,25 @@ def test_a_checkpoint_of_eight_leaves_passes_through_less_than_two(tmp_path):
 def test_relative_paths(saved, monkeypatch):
     monkeypatch.chdir(saved)
     assert converters.load("manager/7")["a"].tolist() == [7] * 3
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "[4611686018427387904]",
+        "[1000000000000000]",
+        "[200000000000]",
+        "[1e400]",
+        "[NaN]",
+        "[-1]",
+        "[99999999, 99999999]",
+    ],
+)
+def test_a_shape_that_cannot_be_is_one_error(saved, tmp_path, shape):
+    folder = pathlib.Path(shutil.copytree(saved / "files", tmp_path / "x"))
+    header = folder / "params.Dense_0.bias" / ".zarray"
+    text = header.read_text()
+    header.write_text(text.replace('"shape":[3]', f'"shape":{shape}'))
+    assert header.read_text() != text
+    with pytest.raises(CheckpointError, match=r"Dense_0\.bias|cannot be read"):
+        formats.read(folder).load()
