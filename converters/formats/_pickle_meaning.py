@@ -37,8 +37,8 @@ MAX_LEAVES = 4_000_000
 Path = tuple[str, ...]
 
 
-def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
-    """Returns the tree of a file's pickle, with lazy leaves.
+def read(source: Source, namedtuples: tuples.Fields | None = None) -> tuple[Any, list[str]]:
+    """Returns the tree of a file's pickle, with lazy leaves, and the paths of the fields that were left out.
 
     Args:
       source: The file.
@@ -58,7 +58,7 @@ def read(source: Source, namedtuples: tuples.Fields | None = None) -> Any:
             gc.enable()
 
 
-def _read(source: Source, namedtuples: tuples.Fields | None) -> Any:
+def _read(source: Source, namedtuples: tuples.Fields | None) -> tuple[Any, list[str]]:
     node, named, dropped = parse(source, arrays.raw_after)
     reader = _Reader(source, tuples.checked(namedtuples))
     tree, damage = None, None
@@ -78,7 +78,7 @@ def _read(source: Source, namedtuples: tuples.Fields | None) -> Any:
         ) from damage
     if damage is not None:
         raise damage
-    return tree
+    return tree, reader.left_out
 
 
 class _Reader:
@@ -89,6 +89,7 @@ class _Reader:
         self._outside: set[int] = set()  # The nodes below fields that are not read.
         self.used: set[int] = set()  # The `Global`s that were understood or refused, by identity.
         self.problems: list[str] = []
+        self.left_out: list[str] = []
 
     # Errors ----------------------------------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class _Reader:
 
     def knows(self, name: str) -> bool:
         """Whether a name means data wherever it stands."""
-        return names.harmless(name) or name in self._namedtuples or tuples.is_of_optax(name)
+        return names.harmless(name) or name in self._namedtuples or tuples.is_known(name)
 
     def refuse(self, name: Global, path: Path | None, call: Call | None) -> None:
         """Notes that a name is on no list, with where it stands and what can be done."""
@@ -301,7 +302,7 @@ class _Reader:
         if listed is None and fields is not None and state is not None:
             listed = fields
         if listed is None and state is None and call.new and call.args.items is args:
-            listed = tuples.of_optax(name, len(args))
+            listed = tuples.known(name, len(args))
         if listed is None:
             self.refuse(call.fn, path, call)
             for i, part in enumerate([*args, *call.items, *(v for _, v in call.pairs), *(state or {}).values()]):
@@ -319,7 +320,8 @@ class _Reader:
                 )
             for key, part in state.items():
                 if key not in cls._fields:
-                    self._left_out(part)
+                    self._leave_out(part)
+                    self.left_out.append(join((*path, key)))
             if not isinstance(listed, type):
                 return self._dict({}, [(field, state[field]) for field in cls._fields], call, path, depth)
             args = [state[field] for field in cls._fields]
@@ -331,7 +333,7 @@ class _Reader:
         built = [self.build(arg, (*path, field), depth + 1) for arg, field in zip(args, cls._fields, strict=True)]
         return cls._make([value for value, _ in built]), 1 + sum(count for _, count in built)
 
-    def _left_out(self, node: Any) -> None:
+    def _leave_out(self, node: Any) -> None:
         """Marks the names below a field that is not read (a data class's functions), so that they are no problem."""
         todo = [node]
         while todo:
@@ -353,7 +355,7 @@ class _Reader:
         """Marks the calls that set what is left out up: cloudpickle's `setter(function, state)`, whose result it drops."""
         for call in reversed(dropped):  # A function's own functions are set up before it.
             if isinstance(call.args, Items) and call.args.items and id(call.args.items[0]) in self._outside:
-                self._left_out(call)
+                self._leave_out(call)
 
 
 def _where(path: Path) -> str:

@@ -28,6 +28,7 @@ _IN_MEMORY = 1 << 20  # What unpacks to less stays in memory.
 # What a compressed file may unpack to when nobody says: weights hardly shrink, and moments that are all zero go to
 # about a thousandth, so that 64 times the file leaves room for any mix of the two.
 _RATIO, _FREE = 64, 64 << 20
+_DICTIONARY = 128 << 20  # `xz -9` needs 65 MiB.
 
 # First bytes -> what the compression is called.
 _COMPRESSED = (
@@ -59,6 +60,28 @@ class _Zlib:
         return b""
 
 
+class _Lzma:
+    """An xz or lzma file, also of several streams, which cannot ask for more memory than the strongest preset does."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._stream = file, lzma.LZMADecompressor(memlimit=_DICTIONARY)
+
+    def read(self, size: int) -> bytes:
+        while True:
+            piece = b""
+            if self._stream.eof:  # Streams may be padded with zeros.
+                piece = self._stream.unused_data.lstrip(b"\0") or self._file.read(_CHUNK).lstrip(b"\0")
+                if not piece:
+                    return b""
+                self._stream = lzma.LZMADecompressor(memlimit=_DICTIONARY)
+            elif self._stream.needs_input:
+                piece = self._file.read(_CHUNK)
+                if not piece:
+                    raise EOFError("it ends within the compressed stream")
+            if out := self._stream.decompress(piece, size):
+                return out
+
+
 def compression(head: bytes) -> str | None:
     """Returns the name of the compression whose signature the first bytes are, or None."""
     return next((name for signature, name in _COMPRESSED if head.startswith(signature)), None)
@@ -72,7 +95,7 @@ def unpacked(file: IO[bytes], kind: str) -> Any:
         return bz2.BZ2File(file)
     if kind == "zlib":
         return _Zlib(file)
-    return lzma.LZMAFile(file)
+    return _Lzma(file)
 
 
 def head(path: pathlib.Path, size: int) -> bytes:

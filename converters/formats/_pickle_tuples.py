@@ -103,6 +103,13 @@ _OPTAX: dict[str, tuple[str, ...]] = {
 }
 
 
+# NamedTuples of other public code that stand in checkpoints.
+_KNOWN = {
+    "haiku._src.recurrent.LSTMState": ("hidden", "cell"),
+    "haiku.LSTMState": ("hidden", "cell"),
+}
+
+
 def checked(namedtuples: Fields | None) -> dict[str, tuple[str, ...] | type]:
     """Returns the user's list with its fields checked.
 
@@ -152,19 +159,23 @@ def is_namedtuple(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, tuple) and isinstance(fields, tuple)
 
 
-def is_of_optax(dotted: str) -> bool:
-    """Whether optax has or had a NamedTuple class of that name."""
+def is_known(dotted: str) -> bool:
+    """Whether that is the name of a NamedTuple class that optax has or had, or of one of Haiku's."""
     module, _, name = dotted.rpartition(".")
+    if dotted in _KNOWN:
+        return True
     return module.partition(".")[0] == "optax" and (name in _OPTAX or _installed(module, name) is not None)
 
 
-def of_optax(dotted: str, count: int) -> type | None:
-    """Returns the NamedTuple class of that name with that number of fields, or None if optax has and had none.
+def known(dotted: str, count: int) -> type | None:
+    """Returns the NamedTuple class of that name with that number of fields, or None if optax has and had none, nor Haiku.
 
     The installed optax's own where it is there and has not changed; otherwise one of the same name with the fields that
     the table gives.
     """
     module, _, name = dotted.rpartition(".")
+    if len(_KNOWN.get(dotted, ())) == count and dotted in _KNOWN:
+        return made(dotted, _KNOWN[dotted])
     if module.partition(".")[0] != "optax":
         return None
     cls = _installed(module, name)

@@ -35,7 +35,8 @@ def read(path: pathlib.Path, *, namedtuples: Fields | None = None, max_bytes: in
       namedtuples: The NamedTuple and data classes of your own that the file names: `{'my.module.TrainingState':
         ('params', 'opt_state')}`, the fields in order. A NamedTuple becomes one of that name, made here, and an object
         with attributes a dictionary of those that are listed; with a NamedTuple class in place of the fields, either
-        becomes its instance. A `flax.training.train_state.TrainState` is read by its step, params and opt_state.
+        becomes its instance. What was not listed is named in `metadata["left_out"]`. A
+        `flax.training.train_state.TrainState` is read by its step, params and opt_state.
       max_bytes: What a compressed file may unpack to; 64 times its size and 64 MiB if None.
 
     Raises:
@@ -43,8 +44,8 @@ def read(path: pathlib.Path, *, namedtuples: Fields | None = None, max_bytes: in
         is run, and every such name is given.
       UnsupportedError: A class does not have the fields that it is listed with.
     """
-    source = _pickle_source.opened(path, max_bytes)
-    return Checkpoint(path, "pickle", _pickle_meaning.read(source, namedtuples))
+    tree, left_out = _pickle_meaning.read(_pickle_source.opened(path, max_bytes), namedtuples)
+    return Checkpoint(path, "pickle", tree, {"left_out": ", ".join(left_out)} if left_out else {})
 
 
 def problems(tree: Any) -> list[str]:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import cloudpickle
 import flax
 import haiku as hk
+import hypothesis
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import joblib
@@ -26,6 +28,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training import train_state
+from hypothesis import strategies as st
 
 import bridges as br
 import converters
@@ -72,9 +75,9 @@ def haiku_checkpoint():
 
     net = hk.transform_with_state(net)
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 2))
-    params, state = net.init(jax.random.key(0), x, True)
-    opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params)
-    return net.apply, x, (random(params), random(state, 1), random(opt_state, 2))
+    params, state = jax.eval_shape(lambda: net.init(jax.random.key(0), x, True))
+    opt_state = jax.eval_shape(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init, params)
+    return jax.jit(net.apply, static_argnums=4), x, (random(params), random(state, 1), random(opt_state, 2))
 
 
 def loaded(path, data, **options):
@@ -166,8 +169,9 @@ def test_weak_types_and_literals_are_read_as_arrays(tmp_path):
         lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
         zlib.compress,
         lambda raw: gzip.compress(raw[:100]) + gzip.compress(raw[100:]),
+        lambda raw: lzma.compress(raw[:100]) + bytes(8) + lzma.compress(raw[100:]),
     ],
-    ids=["gzip", "bz2", "xz", "lzma", "zlib", "two gzip members"],
+    ids=["gzip", "bz2", "xz", "lzma", "zlib", "two gzip members", "two xz streams"],
 )
 def test_compressed_files_are_read(compress, tmp_path):
     tree = {"w": np.arange(140_000) % 7.0, "b": np.ones(3)}  # More than stays in memory.
@@ -242,6 +246,15 @@ def test_own_namedtuple_is_refused_until_its_fields_are_said(tmp_path):
     assert converters.load(tmp_path / "a", "pickle", namedtuples={name: TrainingState}).step == 3
     with pytest.raises(UnsupportedError, match="no option named_tuples; it has namedtuples, max_bytes"):
         converters.load(tmp_path / "a", "pickle", named_tuples={})
+
+
+def test_carries_of_haiku_are_read_and_written_by_name(tmp_path):
+    state = {"core": {"carry": hk.LSTMState(np.ones(2), np.zeros(2))}}
+    found = loaded(tmp_path / "a", pickle.dumps(state))
+    assert found["core"]["carry"]._fields == ("hidden", "cell")
+    assert not format.problems(found)
+    format.write(tmp_path / "b", found, {})
+    assert_same(pickle.loads((tmp_path / "b").read_bytes()), state)
 
 
 def test_own_data_class_is_read_by_the_fields_that_are_said(tmp_path):
@@ -330,6 +343,7 @@ def test_train_state_of_flax_is_read_without_its_code(tmp_path):
     state = train_state.TrainState.create(apply_fn=lambda x: x, params=params, tx=optax.adam(1e-3))
     found = loaded(tmp_path / "a", cloudpickle.dumps(state))
     assert_same(found, {"step": 0, "params": params, "opt_state": state.opt_state})
+    assert format.read(tmp_path / "a").metadata == {"left_out": "apply_fn, tx"}
 
 
 def test_what_pickle_cannot_hold_is_said_with_its_path(tmp_path):
@@ -408,14 +422,15 @@ def importing(name, *args, **kwargs):
         raise ImportError(name)
     return real(name, *args, **kwargs)
 builtins.__import__ = importing
-import haiku as hk, numpy as np
+import haiku as hk, jax, numpy as np
 def net(x, train):
     x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(3, 3)(x), train)
     return hk.nets.MLP([70, 40])(x.reshape(x.shape[0], -1))
 with open(sys.argv[1], 'rb') as file:
     params, state, opt_state = pickle.load(file)
 assert type(params) is dict and type(opt_state[1][0]).__name__ == 'ScaleByAdamState', opt_state
-out, _ = hk.transform_with_state(net).apply(params, state, None, np.load(sys.argv[2]), False)
+apply = jax.jit(hk.transform_with_state(net).apply, static_argnums=4)
+out, _ = apply(params, state, None, np.load(sys.argv[2]), False)
 np.save(sys.argv[3], out)
 assert not {'bridges', 'converters'} & set(sys.modules)
 """
@@ -429,6 +444,62 @@ def test_pickle_load_feeds_haiku_where_this_package_is_not_installed(tmp_path):
     subprocess.run([sys.executable, "-W", "error", "-c", ALONE, *arguments], check=True, cwd=tmp_path)
     want, _ = apply(*tree[:2], None, x, False)
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), want)
+
+
+_LEAVES = st.one_of(
+    hnp.arrays(st.sampled_from(["f4", ">f8", "i1", "?", "c8"]), hnp.array_shapes(min_dims=0, min_side=0)),
+    st.sampled_from(range(len(STRIDED))).map(lambda i: [*STRIDED.values()][i]),
+    st.integers(-(2**80), 2**80),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.none(),
+    st.text(),
+    st.binary(),
+)
+_TREES = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.dictionaries(st.text(), inner, max_size=4),
+        st.dictionaries(st.integers(), inner, max_size=4),
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.builds(optax.TraceState, inner),
+    ),
+)
+
+
+def listed(tree):
+    """Returns a tree as nested tuples that compare: types, orders, dtypes, bits."""
+    if isinstance(tree, dict):
+        return "dict", [(key, listed(value)) for key, value in tree.items()]
+    if isinstance(tree, (list, tuple)):
+        return type(tree), [listed(value) for value in tree]
+    if isinstance(tree, (np.ndarray, LazyLeaf)):
+        array = np.asarray(tree)
+        array = array.astype(array.dtype.newbyteorder("="))  # NumPy turns bytes into the machine's order when it loads.
+        return array.dtype, array.shape, array.tobytes()
+    return type(tree), tree
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(_TREES, st.sampled_from(PROTOCOLS))
+def test_any_tree_comes_back(tmp_path_factory, tree, protocol):
+    directory = tmp_path_factory.mktemp("tree")
+    (directory / "a").write_bytes(pickle.dumps(tree, protocol))
+    found = format.read(directory / "a").tree
+    assert listed(found) == listed(tree)
+    assert not format.problems(found)
+    format.write(directory / "b", found, {})
+    assert listed(pickle.loads((directory / "b").read_bytes())) == listed(tree)
+
+
+def test_the_deepest_tree_that_is_written_is_read(tmp_path):
+    tree: object = np.ones(2)
+    for _ in range(100):
+        tree = [tree]
+    assert not format.problems(tree) and format.problems([tree])
+    format.write(tmp_path / "a", tree, {})
+    assert_same(format.read(tmp_path / "a").load(), tree)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gzip
 import io
+import lzma
 import os
 import pickle
 import struct
@@ -202,6 +203,18 @@ def test_a_bomb_is_refused_before_it_is_unpacked(compress, tmp_path):
     assert found.tree["w"].shape == (80 << 20,)
     with pytest.raises(CheckpointError, match="more than 1000"):
         format.read(tmp_path / "a", max_bytes=1000)
+
+
+def test_an_xz_header_cannot_ask_for_memory(tmp_path):
+    packed = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
+    content = packed.compress(pickle.dumps(list(range(100)))) + packed.flush()
+    assert tried(tmp_path / "a", content)
+    at = content.index(b"\x21\x01\x16") + 2  # The header of the block: its filter, one byte of properties, 8 MiB.
+    header = bytearray(content)
+    header[at] = 40  # 4 GiB.
+    size = (header[12] + 1) * 4
+    header[12 + size - 4 : 12 + size] = zlib.crc32(header[12 : 12 + size - 4]).to_bytes(4, "little")
+    refused(tmp_path / "a", bytes(header), "xz stream is damaged .*(?i:memory)")
 
 
 # Arrays --------------------------------------------------------------------------------------------------------------

@@ -34,25 +34,23 @@ def test_every_state_of_the_installed_optax_is_in_the_table_with_its_fields():
 
 def test_installed_classes_are_found_by_public_private_and_former_names():
     for module in ("optax", "optax._src.transform", "optax._src.wrappers", "optax.some_day"):
-        assert tuples.of_optax(f"{module}.ScaleByAdamState", 3) is optax.ScaleByAdamState
-        assert tuples.of_optax(f"{module}.MultiStepsState", 5) is optax.MultiStepsState
-    assert (
-        tuples.of_optax("optax.contrib._prodigy.ProdigyState", 7) is sys.modules["optax.contrib._prodigy"].ProdigyState
-    )
+        assert tuples.known(f"{module}.ScaleByAdamState", 3) is optax.ScaleByAdamState
+        assert tuples.known(f"{module}.MultiStepsState", 5) is optax.MultiStepsState
+    assert tuples.known("optax.contrib._prodigy.ProdigyState", 7) is sys.modules["optax.contrib._prodigy"].ProdigyState
 
 
 def test_a_class_that_has_changed_is_made_with_the_fields_it_had():
-    old = tuples.of_optax("optax._src.wrappers.MultiStepsState", 4)
+    old = tuples.known("optax._src.wrappers.MultiStepsState", 4)
     assert old is not optax.MultiStepsState
     assert old._fields == ("mini_step", "gradient_step", "inner_opt_state", "acc_grads")
     assert tuples.reference(old) == ("optax._src.wrappers", "MultiStepsState")
 
 
 def test_what_optax_never_had_is_not_made():
-    assert tuples.of_optax("optax._src.transform.ScaleByAdamState", 2) is None
-    assert tuples.of_optax("optax.GradientTransformation", 3) is None
-    assert tuples.of_optax("optaxes.EmptyState", 0) is None
-    assert tuples.of_optax("my.optax.EmptyState", 0) is None
+    assert tuples.known("optax._src.transform.ScaleByAdamState", 2) is None
+    assert tuples.known("optax.GradientTransformation", 3) is None
+    assert tuples.known("optaxes.EmptyState", 0) is None
+    assert tuples.known("my.optax.EmptyState", 0) is None
 
 
 def test_made_classes_are_the_same_for_the_same_name_and_fields():
