@@ -73,7 +73,7 @@ def _read(source: Source, namedtuples: tuples.Fields | None) -> tuple[Any, list[
     if reader.problems:
         raise CheckpointError(
             f"{source.path} asks for what is no data. Nothing of it was run:\n"
-            + listing(dict.fromkeys(reader.problems))
+            + listing(dict.fromkeys(reader.problems), 8)
             + "\nWhat is listed nowhere is not read: load the file where it was written and dump dictionaries of arrays."
         ) from damage
     if damage is not None:
@@ -105,8 +105,8 @@ class _Reader:
         """Notes that a name is on no list, with where it stands and what can be done."""
         self.used.add(id(name))
         place = f"at {_where(path)}" if path else "" if path is None else "at the top" if call else ""
-        text = f"{name.name} {place}".strip() + f" (byte {name.offset})"
-        text += ": " + names.refusal(name.name, call)
+        text = f"{_shown(name.name)} {place}".strip() + f" (byte {name.offset})"
+        text += ": " + names.refusal(_shown(name.name), call)
         self.problems.append(text)
 
     # Nodes -----------------------------------------------------------------------------------------------------------
@@ -156,7 +156,9 @@ class _Reader:
         for key_node, value_node in pairs:
             key = self._key(key_node, path, depth)
             if key in into:
-                raise self._wrong(node, path, f"the key {key!r} stands twice in one dictionary; the file is damaged.")
+                raise self._wrong(
+                    node, path, f"the key {_shown(repr(key))} stands twice in one dictionary; the file is damaged."
+                )
             into[key], count = self.build(value_node, (*path, str(key)), depth + 1)
             total += count
         if not isinstance(into, collections.OrderedDict):
@@ -359,7 +361,13 @@ class _Reader:
 
 
 def _where(path: Path) -> str:
-    return repr(join(path)) if path else "the top"
+    return _shown(repr(join(path))) if path else "the top"
+
+
+def _shown(text: str) -> str:
+    """Returns a text of the file as an error may show it: of a line or two, with nothing that a terminal obeys."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:201])
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _key_leaf(values: Any, implementation: str, where: str) -> LazyLeaf:

@@ -10,6 +10,7 @@ from converters.formats import _pickle_arrays as arrays
 from converters.formats._pickle_nodes import Call, Items, state_of
 
 DTYPE = "numpy.dtype"
+_MANY, _LONG = 20, 40  # Fields, and letters of one, that a suggestion shows at most.
 _JAX_MODULES = (
     "jax._src.array",
     "jax._src.device_array",
@@ -98,6 +99,7 @@ def _looks(call: Call | None) -> tuple[list[str], int]:
         return [], 0
     state = state_of(call)
     if state is not None:
-        names = [n for n in state if n.isidentifier() and not n.startswith("_")]
-        return names[:20], 0
-    return [], len(call.args.items) if isinstance(call.args, Items) and call.args.items else 0
+        names = [n for n in state if n.isidentifier() and not n.startswith("_") and len(n) < _LONG]
+        return names[:_MANY], 0
+    count = len(call.args.items) if isinstance(call.args, Items) else 0
+    return [], count if count <= _MANY else 0

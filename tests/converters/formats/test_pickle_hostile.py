@@ -41,7 +41,8 @@ def refused(path, content, match):
     with pytest.raises(CheckpointError, match=match) as caught:
         format.read(path).load()
     assert str(path) in str(caught.value)
-    assert len(str(caught.value).splitlines()) < 25
+    assert len(str(caught.value)) < 8000 and len(str(caught.value).splitlines()) < 15  # One screen.
+    assert all(c.isprintable() or c == "\n" for c in str(caught.value))
     return str(caught.value)
 
 
@@ -154,6 +155,16 @@ def test_every_name_is_given_with_its_place(tmp_path):
     said = refused(tmp_path / "a", pickle.dumps(tree), "Nothing of it was run")
     for want in ("posix.system at 'a/0'", "builtins.eval at 'b/c'", "numpy.random", "dump dictionaries of arrays"):
         assert want in said
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path):
+    clear = "\x1b[2J" + "x" * 900
+    refused(tmp_path / "a", b"\x80\x04" + name("os", clear) + b")R.", r"os\.\\x1b\[2Jxxx.*…")
+    key = b"X" + len(clear).to_bytes(4, "little") + clear.encode()
+    refused(tmp_path / "a", b"\x80\x04}" + key + name("os", "system") + b")Rs.", r"os\.system at '\\x1b\[2Jxxx.*…")
+    refused(tmp_path / "a", b"\x80\x04}(" + key + b"N" + key + b"Nu.", "stands twice")
+    many = b"".join(name("os", f"f{i}" * 200) + b"(" + b"N" * 300 + b"t\x81" for i in range(50))
+    refused(tmp_path / "a", b"\x80\x04(" + many + b"l.", "and 42 more")
 
 
 # Size ----------------------------------------------------------------------------------------------------------------
