@@ -17,9 +17,14 @@ from bridges.core._spec import Layer, Spec, plain
 
 
 def layer_of(module: Any) -> Layer:
-    """Returns the layer of a module: its class, and its public attributes that hold no arrays, as plain values."""
+    """Returns the layer of a module: its class, and its public attributes but those that hold Variables, as plain values.
+
+    A plain array, such as a mask, is given by its shape and dtype.
+    """
     fields = {
-        name: plain(value) for name, value in vars(module).items() if not name.startswith("_") and not holds_data(value)
+        name: plain(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and (is_array(value) or not holds_data(value))
     }
     return Layer(_type(type(module)), fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -24,27 +25,79 @@ def _window(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
-def _pairs(value: Any, one: Callable[[int], Any]) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """What a padding that is given by name depends on, beside the input: one number a dimension each."""
+
+    sizes: tuple[int, ...]
+    dilations: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], layer: Layer) -> _Kernel | None:
+        """Returns the kernel of a layer, given the names of its size, dilation and stride; None if it does not tell."""
+        size, dilation, stride = (layer.hyperparameters.get(name) for name in names or ("", "", ""))
+        if not isinstance(size, (int, list, tuple)):
+            return None
+        sizes = (size,) if isinstance(size, int) else tuple(size)
+        rest = [_each(1 if value is None else value, len(sizes)) for value in (dilation, stride)]
+        return cls(sizes, *rest)
+
+    def pairs(self, name: str) -> Any:
+        """Returns the padding of this name as pairs; the name itself where the size of the input decides."""
+        reach = [(k - 1) * d for k, d in zip(self.sizes, self.dilations, strict=True)]
+        if name == "VALID":
+            return tuple((0, 0) for _ in reach)
+        if name == "CAUSAL" and len(reach) == 1:
+            return ((reach[0], 0),)
+        if name == "SAME" and set(self.strides) == {1}:
+            return tuple((n // 2, n - n // 2) for n in reach)
+        return name
+
+    def cuts(self, name: str) -> Any:
+        """As `pairs`, for a transposed convolution (`jax.lax.conv_transpose`, jax 0.10.2): the input decides nothing."""
+        if name not in ("SAME", "VALID"):
+            return name
+        found = []
+        for size, dilation, stride in zip(self.sizes, self.dilations, self.strides, strict=True):
+            reach = (size - 1) * dilation
+            if name == "VALID":
+                found.append((reach, stride - 1 + max(reach + 1 - stride, 0)))
+            else:
+                low = reach if stride > reach else (reach + stride) // 2
+                found.append((low, reach + stride - 1 - low))
+        return tuple(found)
+
+
+def _each(value: Any, count: int) -> tuple[int, ...]:
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * count if len(value) == 1 else value
+
+
+def _padding(value: Any, kernel: _Kernel | None, two: bool, transposed: bool) -> Any:
+    """Returns pairs, one a dimension; without a kernel, one for all where they are alike.
+
+    Args:
+      value: A name, a number, or a sequence of numbers or pairs.
+      kernel: What the name means in pairs depends on it.
+      two: Two numbers are the low and the high side of every dimension (Haiku), else one number a dimension (Flax).
+      transposed: Whether the convolution is a transposed one.
+    """
     if isinstance(value, str):
-        return value.upper() if value.isidentifier() else UNKNOWN  # the name of a function of the sizes
+        if not value.isidentifier():
+            return UNKNOWN  # the name of a function of the sizes
+        name = value.upper()
+        return name if kernel is None else kernel.cuts(name) if transposed else kernel.pairs(name)
     if isinstance(value, int):
-        return (value, value)
-    if not isinstance(value, (list, tuple)):
+        value = (value,)
+    elif not isinstance(value, (list, tuple)):
         return UNKNOWN  # a function of the sizes
-    pairs = tuple(one(v) if isinstance(v, int) else tuple(v) for v in value)
-    return pairs[0] if len(set(pairs)) == 1 else pairs
-
-
-def _sides(value: Any) -> Any:
-    """Haiku's padding: two numbers are low and high, for every dimension."""
-    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
-        return tuple(value)
-    return _pairs(value, lambda n: (n, n))
-
-
-def _dimensions(value: Any) -> Any:
-    """Flax's padding: one number a dimension, for both of its sides."""
-    return _pairs(value, lambda n: (n, n))
+    elif two and len(value) == 2 and all(isinstance(v, int) for v in value):
+        value = (tuple(value),)
+    pairs = tuple((v, v) if isinstance(v, int) else tuple(v) for v in value)
+    if kernel is None:
+        return pairs[0] if len(set(pairs)) == 1 else pairs
+    return pairs * len(kernel.sizes) if len(pairs) == 1 else pairs
 
 
 def _channels(value: Any) -> Any:
@@ -92,8 +145,6 @@ def _function(value: Any) -> Any:
 FORMS: dict[str, Callable[[Any], Any]] = {
     "": _plain,
     "window": _window,
-    "sides": _sides,
-    "dimensions": _dimensions,
     "channels": _channels,
     "last": _last,
     "given": _given,
@@ -104,6 +155,15 @@ FORMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# How padding is written -> whether two numbers are two sides, and whether the convolution is a transposed one.
+PADDINGS = {
+    "sides": (True, False),
+    "dimensions": (False, False),
+    "sides, transposed": (True, True),
+    "dimensions, transposed": (False, True),
+}
+
+
 def normal(hyper: Hyper, layer: Layer) -> Any:
     """Returns the layer's value in the normal form, `UNKNOWN` where the layer does not tell."""
     if hyper.value is not None:
@@ -111,7 +171,10 @@ def normal(hyper: Hyper, layer: Layer) -> Any:
     value = layer.hyperparameters.get(hyper.name, hyper.default)
     if value is None and hyper.form not in ("window", "given", "none"):
         return UNKNOWN
-    value = FORMS[hyper.form](value)
+    if hyper.form in PADDINGS:
+        value = _padding(value, _Kernel.of(hyper.window, layer), *PADDINGS[hyper.form])
+    else:
+        value = FORMS[hyper.form](value)
     return UNKNOWN if callable(value) else value
 
 
@@ -128,4 +191,6 @@ def difference(agree: Agree, src: Layer, dst: Layer) -> tuple[Any, Any] | None:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return abs(a - b) <= 1e-7 * max(abs(a), abs(b))  # one may have been through float32
+    if isinstance(a, tuple) and isinstance(b, tuple) and 1 in (len(a), len(b)):
+        return set(a) == set(b)  # one pair for all dimensions
     return bool(a == b)

@@ -12,6 +12,7 @@ import functools
 import importlib.resources
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from bridges.core._errors import MappingError, hint
 from bridges.mapping._each import Cast, Each, Reshape
@@ -56,12 +57,16 @@ def conventions(src: str, dst: str) -> Mapping:
                 if a.rules and b.rules:
                     rows.append(_same(a) if a is b else compose(a, b))
                 elif src != dst:
-                    rows.append(LayerRow(name, a.src, b.src, refuse=a.refuse or b.refuse))
+                    rows.append(
+                        LayerRow(
+                            name, a.src, b.src, refuse=a.refuse or b.refuse, src_when=a.src_when, dst_when=b.src_when
+                        )
+                    )
     if src != dst:
         known = {t for row in rows for t in (*row.src, *row.dst) if not row.refuse and row.rules}
         for end, other in ((0, dst), (1, src)):
             lonely = [row for name, here in ends[end].items() if name not in ends[1 - end] for row in here]
-            rows += [_refused(row, end, other) for row in lonely if not known.intersection(row.src)]
+            rows += [_refused(row, end, other) for row in lonely if row.src_when or not known.intersection(row.src)]
     return Mapping((Part(layers=tuple(rows)),))
 
 
@@ -79,16 +84,18 @@ def _rows(framework: str) -> dict[str, list[LayerRow]]:
 
 
 def _refused(row: LayerRow, end: int, other: str) -> LayerRow:
-    reason = row.refuse or f"{other} has no such layer"
-    src, dst = ((), row.src) if end else (row.src, ())
-    return LayerRow(row.type, src, dst, refuse=reason)
+    remedy = "give a module of your own the same entries and say so under [modules], or write rules"
+    reason = row.refuse or f"{other} has no such layer: {remedy}"
+    if end:
+        return LayerRow(row.type, dst=row.src, refuse=reason, dst_when=row.src_when)
+    return LayerRow(row.type, row.src, refuse=reason, src_when=row.src_when)
 
 
 def _same(a: LayerRow) -> LayerRow:
     rules = tuple(
         Rule(r.src, r.src, optional=r.optional, src_rank=r.src_rank, dst_rank=r.src_rank) for r in a.rules if r.src
     )
-    agree = tuple(Agree(x.name, x.src, x.src, x.effect) for x in a.agree)
+    agree = tuple(dataclasses.replace(x, dst=x.src) for x in a.agree)
     return dataclasses.replace(
         a,
         dst=a.src,
@@ -129,7 +136,7 @@ def compose(a: LayerRow, b: LayerRow) -> LayerRow:
         rules.append(_through(first, then))
     theirs = {x.name: x for x in b.agree}
     agree = [
-        Agree(x.name, x.src, theirs[x.name].src, x.effect or theirs[x.name].effect) for x in a.agree if x.name in theirs
+        dataclasses.replace(x, dst=theirs[x.name].src, **_told(x, theirs[x.name])) for x in a.agree if x.name in theirs
     ]
     return dataclasses.replace(
         a,
@@ -141,6 +148,10 @@ def compose(a: LayerRow, b: LayerRow) -> LayerRow:
         dst_named=b.src_named,
         dst_only_named=b.src_only_named,
     )
+
+
+def _told(a: Agree, b: Agree) -> dict[str, Any]:
+    return {key: getattr(a, key) or getattr(b, key) for key in ("effect", "remedy", "note")}
 
 
 def _through(first: Sequence[Rule], then: Sequence[Rule]) -> Rule:

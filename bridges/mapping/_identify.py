@@ -133,7 +133,9 @@ def like(
 ) -> dict[int | None, Hashable]:
     """Returns, for each row that the layer could be, what makes it comparable to a layer of the other end."""
     if not found.rows:
-        return {None: frozenset((*cut(p)[::2], tuple(entries[p].shape)) for p in found.leaves)}
+        # What is no parameter lies in one collection in Haiku (`state`), in any in Flax.
+        parts_of = ((*cut(p)[::2], tuple(entries[p].shape)) for p in found.leaves)
+        return {None: frozenset((collection == "params", leaf, shape) for collection, leaf, shape in parts_of)}
     out: dict[int | None, Hashable] = {}
     for r, whole in found.rows.items():
         parts: set[Any] = set()
@@ -148,7 +150,7 @@ def like(
 def _shapes(rule: Rule, specs: list[Abstract], side: str) -> tuple[Any, ...]:
     """Returns the shapes at the target, or element counts where the source's do not tell them."""
     if not all(_static(op) for op in rule.ops):
-        if any(op.name in ("pick", "copy", "sum", "lead") for op in rule.ops):
+        if any(op.name in ("pick", "copy", "sum", "lead", "heads", "merge") for op in rule.ops):
             return ()
         return (sum(math.prod(x.shape) for x in specs),)
     if side == "src":
@@ -161,4 +163,4 @@ def _static(op: Any) -> bool:
     """Whether the op's result shapes follow from what it is given."""
     if op.name == "split":
         return op.sizes is not None or op.equal
-    return op.name not in ("copy", "lead") and getattr(op, "shape", ()) is not None
+    return op.name not in ("copy", "lead", "heads", "merge") and getattr(op, "shape", ()) is not None

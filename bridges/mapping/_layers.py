@@ -12,8 +12,8 @@ from bridges.mapping._identify import Found, above, cut, identify, like
 from bridges.mapping._lines import lines_for, odd_ones
 from bridges.mapping._op import Abstract, signature
 from bridges.mapping._place import place
-from bridges.mapping._plan import NOT_EXACT
-from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._plan import EXACT, NOT_EXACT
+from bridges.mapping._rule import LayerRow, Rule, holds
 from bridges.mapping._template import Index, Template
 from bridges.mapping._unrolled import Unrolled, indexed
 
@@ -28,13 +28,14 @@ class LayerMatcher:
     def __init__(self, draft: Draft):
         self.draft = draft
         self.rows: list[LayerRow] = []
-        self.refusals: tuple[dict[str, str], dict[str, str]] = ({}, {})  # type -> why it cannot be converted
+        self.refusals: tuple[dict[str, list[LayerRow]], dict[str, list[LayerRow]]] = ({}, {})  # by type
         for part in draft.mapping.parts:
             earlier = {row.type for row in self.rows}
             self.rows += [row for row in part.layers if row.type not in earlier and not row.refuse]
             for end in (0, 1):
-                types = {t: row.refuse for row in part.layers if row.refuse for t in (row.dst if end else row.src)}
-                self.refusals[end].update({t: reason for t, reason in types.items() if t not in self.refusals[end]})
+                for row in (row for row in part.layers if row.refuse):
+                    for name in row.dst if end else row.src:
+                        self.refusals[end].setdefault(name, []).append(row)
         self.compared: set[tuple[str, str]] = set()
         self.refused: tuple[dict[str, str], dict[str, str]] = ({}, {})  # module -> what is wrong with it
 
@@ -99,7 +100,8 @@ class LayerMatcher:
         apart = self.draft.src.framework != self.draft.dst.framework
         known = {t for row in self.rows for t in (row.dst if end else row.src)}
         for m, layer in layers.items():
-            reason = self.refusals[end].get(layer.type)
+            refusing = self.refusals[end].get(layer.type, ())
+            reason = next((r.refuse for r in refusing if holds(r.dst_when if end else r.src_when, layer)), None)
             if any(above in layers and layers[above].type in known for above in above(m) if above != m):
                 continue  # a part of a layer that has a row, such as the averages of Haiku's BatchNorm
             if reason and not any(_reaches(line[1:][end], m) for line in given):
@@ -160,9 +162,11 @@ class LayerMatcher:
                     self.draft.problems.append(f"[modules] sends both {taken[goal]!r} and {module!r} to {goal!r}")
                     continue
                 taken[goal] = module
-                if found is None:
+                if found is None or module in parents:  # a layer may hold others too
                     containers.append((module, goal))
-                elif goal in every:
+                if found is None:
+                    continue
+                if goal in every:
                     free[1].pop(goal, None)
                     self.pair(found, every[goal], "given", len(goals) > 1 or goal in filled)
                     filled.add(goal)
@@ -201,7 +205,7 @@ class LayerMatcher:
         self.draft.tied |= tied
         rows = [r for r in src.rows if r in dst.rows]
         self.draft.placements.append((src.path, dst.path, how))
-        if not rows and (src.rows or dst.rows):
+        if not rows and (src.rows or dst.rows) and not (how == "given" and self.own(src, dst)):
             types = [" or ".join(self.rows[r].type for r in f.rows) or "an unknown layer" for f in (src, dst)]
             known = [spec.layers.get(f.path) for spec, f in zip(self.draft.unrolled, (src, dst), strict=True)]
             types = [f"{t} ({k.type})" if k else t for t, k in zip(types, known, strict=True)]
@@ -226,9 +230,7 @@ class LayerMatcher:
             return
         if not rows:
             for path in sorted(src.leaves if tied else src.leaves - self.draft.sources.keys()):
-                collection, _, leaf = cut(path)
-                goal = "/".join(filter(None, (collection, dst.path, leaf)))
-                self.draft.add(Match(_RENAME, (path,), (goal,), how), tied)
+                self.draft.add(Match(_RENAME, (path,), (_same(path, dst),), how), tied)
             return
         outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how, tied)] for r in rows]
         if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
@@ -240,6 +242,16 @@ class LayerMatcher:
         for match in outcomes[0]:
             self.draft.add(match, tied)
         self.hyperparameters(self.rows[rows[0]], src.path, dst.path)
+
+    def own(self, src: Found, dst: Found) -> bool:
+        """Whether one of the two is a module of the user's own that holds entries of the same names as the other."""
+        specs = self.draft.src, self.draft.dst
+        types = [unrolled.layers.get(f.path) for unrolled, f in zip(self.draft.unrolled, (src, dst), strict=True)]
+        owned = [
+            t is not None and not t.type.startswith(f"{spec.framework}.") for t, spec in zip(types, specs, strict=True)
+        ]
+        names = [{p.removeprefix(cut(p)[0] + "/").removeprefix(f.path + "/") for p in f.leaves} for f in (src, dst)]
+        return any(owned) and names[0] == names[1]
 
     def stock(self, src: str, dst: str) -> bool:
         """Whether these are layers of two different frameworks themselves, not of the user."""
@@ -295,6 +307,9 @@ class LayerMatcher:
                 f"the target's {layers[1].type.split('.')[-1]} at {dst!r} has {agree.name} {values[1]!r}, the source's"
                 f" {layers[0].type.split('.')[-1]} at {src!r} has {values[0]!r}"
             )
+            if agree.note:
+                self.draft.notes.append((EXACT, f"note: {text}. {agree.effect}"))
+                continue
             if any(
                 t.match(dst) is not None and name == agree.name
                 for p in self.draft.mapping.parts
@@ -302,7 +317,9 @@ class LayerMatcher:
             ):
                 self.draft.notes.append((NOT_EXACT, f"accepted: {text}"))
                 continue
-            if agree.dst.name:
+            if agree.remedy:
+                remedy = agree.remedy
+            elif agree.dst.name:
                 remedy = f"pass {agree.dst.name}={values[0]!r} there"
             else:
                 remedy = f"the target has no such setting: change the source's {agree.src.name or 'layer'}"
@@ -323,6 +340,17 @@ def _below(modules: Iterable[str], bases: Container[str]) -> dict[str, list[str]
             if base in bases:
                 found.setdefault(base, []).append(module)
     return found
+
+
+def _same(path: str, dst: Found) -> str:
+    """Returns the path of the entry of the same name in a layer of the target.
+
+    What is no parameter lies in one collection in Haiku (`state`), in any in Flax: there the name alone decides.
+    """
+    collection, _, leaf = cut(path)
+    goal = "/".join(filter(None, (collection, dst.path, leaf)))
+    others = [p for p in dst.leaves if cut(p)[2] == leaf and (cut(p)[0] == "params") == (collection == "params")]
+    return others[0] if goal not in dst.leaves and len(others) == 1 else goal
 
 
 def _names(paths: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bridges.core._errors import MappingError, hint
 from bridges.mapping._each import Add, Cast, Expand, Flip, Reshape, Scale, Squeeze, Swap, Transpose
+from bridges.mapping._heads import Every, Heads, Merge, Repeat
 from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Stack, Sum, Unstack
 from bridges.mapping._op import Op
 from bridges.mapping._over import Fold, Over, Permute, Unfold
@@ -18,6 +19,7 @@ OPS: dict[str, type[Op]] = {
         *(Transpose, Swap, Reshape, Squeeze, Expand, Flip, Add, Scale, Cast),
         *(Split, Concat, Stack, Unstack, Reorder, Sum, Lead, Pick, Copy),
         *(Fold, Unfold, Permute, Over),
+        *(Heads, Merge, Repeat, Every),
     )
 }
 

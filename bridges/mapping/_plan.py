@@ -280,7 +280,7 @@ class Plan:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the verdict is not 'exact'."""
-        return tuple(reason for _, reason in self.losses)
+        return tuple(reason for verdict, reason in self.losses if verdict != EXACT)
 
     def __str__(self) -> str:
         from bridges.mapping._table import text

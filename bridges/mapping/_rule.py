@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,13 +193,15 @@ _MANY = {"source": ("stack", "concat", "pick", "sum"), "target": ("unstack", "sp
 class Hyper:
     """Where one end keeps a hyperparameter: its name there and its default, or the one value that it always has.
 
-    `form` names how the framework writes it (see `bridges.mapping._agree`).
+    `form` names how the framework writes it (see `bridges.mapping._agree`); of padding, `window` names the kernel's size,
+    dilation and stride.
     """
 
     name: str = ""
     default: Any = None
     value: Any = None
     form: str = ""
+    window: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Any) -> Hyper | None:
@@ -217,17 +220,59 @@ class Hyper:
 
 @dataclasses.dataclass(frozen=True)
 class Agree:
-    """A hyperparameter in which both ends must agree, and what happens if they do not."""
+    """A hyperparameter in which both ends must agree, and what happens if they do not.
+
+    Attributes:
+      name: What it is called in errors, whatever the framework.
+      src, dst: Where each end keeps it; None: it is not compared.
+      effect: What a difference does.
+      remedy: What to do, where it is not to pass the source's value at the target.
+      note: A difference is no error, only noted in the plan.
+    """
 
     name: str
     src: Hyper | None = None
     dst: Hyper | None = None
     effect: str = ""
+    remedy: str = ""
+    note: bool = False
 
     @property
     def inverse(self) -> Agree:
         """The same with the ends swapped."""
         return dataclasses.replace(self, src=self.dst, dst=self.src)
+
+
+_RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne,
+    "!>": operator.le,
+    "=": operator.eq,
+    ">": operator.gt,
+}
+
+
+def holds(when: Sequence[tuple[str, Any]], layer: Layer) -> bool:
+    """Whether a layer has these hyperparameters; one that it does not report is taken to be as wanted.
+
+    A wanted value `'=other'`, `'!=other'`, `'>other'` or `'!>other'` compares with the hyperparameter `other` of the same
+    layer; true and false ask whether there is one at all.
+
+    >>> holds([('value_size', '>key_size')], Layer('', {'value_size': 3, 'key_size': 2}))
+    True
+    """
+    have = layer.hyperparameters
+    for name, wanted in when:
+        if name not in have:
+            continue
+        value = frozen(have[name])
+        sign = next((s for s in _RELATIONS if isinstance(wanted, str) and wanted.startswith(s)), None)
+        if sign is not None:
+            other = have.get(wanted.removeprefix(sign))
+            if other is None or not _RELATIONS[sign](value, other):
+                return False
+        elif (bool(value) if isinstance(wanted, bool) else value) != wanted:
+            return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +286,8 @@ class LayerRow:
       rules: Every template has exactly one variable, `{m:module}`: the path of the layer.
       agree: The hyperparameters to compare.
       refuse: Why layers of this type have no counterpart at the other end. The row then has types at one end only.
-      src_when, dst_when: Hyperparameters that a layer has if the row is for it; of two rows of one type, this decides.
+      src_when, dst_when: Hyperparameters that a layer has if the row is for it (see `holds`); of two rows of one type,
+        this decides.
       src_named, dst_named: Automatic names: where a spec does not tell types, modules called so are of this row.
       src_only_named, dst_only_named: The same, and modules called otherwise are not.
     """
@@ -298,8 +344,7 @@ class LayerRow:
             named, only = self.names(side)
             name = _AUTO.sub("", module.rpartition("/")[2])
             return name in (*named, *only) or (not only and name not in known)
-        have = layer.hyperparameters
-        return layer.type in types and all(name not in have or frozen(have[name]) == value for name, value in when)
+        return layer.type in types and holds(when, layer)
 
     def names(self, side: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The automatic names of its modules, and those without which a module is none of it."""
@@ -313,8 +358,9 @@ class LayerRow:
             raise MappingError("A layer needs a type.")
         agree = []
         for name, entry in given.get("agree", {}).items():
-            check_keys(f"agree.{name}", entry, ("src", "dst", "effect"))
-            agree.append(Agree(name, Hyper.of(entry.get("src")), Hyper.of(entry.get("dst")), entry.get("effect", "")))
+            check_keys(f"agree.{name}", entry, [f.name for f in dataclasses.fields(Agree)][1:])
+            ends = {end: Hyper.of(entry[end]) for end in ("src", "dst") if end in entry}
+            agree.append(Agree(name, **{**entry, **ends}))
         texts: dict[str, Any] = {
             key: (given[key],) if isinstance(given[key], str) else tuple(given[key])
             for key in ("src", "dst", "src_named", "dst_named", "src_only_named", "dst_only_named")
@@ -345,7 +391,7 @@ class LayerRow:
                 a.name: {
                     **({"src": a.src.to_dict()} if a.src else {}),
                     **({"dst": a.dst.to_dict()} if a.dst else {}),
-                    **({"effect": a.effect} if a.effect else {}),
+                    **{key: getattr(a, key) for key in ("effect", "remedy", "note") if getattr(a, key)},
                 }
                 for a in self.agree
             }

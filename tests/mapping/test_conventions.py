@@ -232,7 +232,7 @@ WRONG = {
         nn.MultiHeadDotProductAttention(3, qkv_features=6, out_features=6),
         "num_heads=2",
     ),
-    "padding": (lambda x: hk.Conv1D(4, 3, padding=(1, 0))(x), nn.Conv(4, (3,)), r"padding=\(1, 0\)"),
+    "padding": (lambda x: hk.Conv1D(4, 3, padding=(1, 0))(x), nn.Conv(4, (3,)), r"padding=\(\(1, 0\),\)"),
     "stride": (lambda x: hk.Conv1D(4, 3, 2)(x), nn.Conv(4, (3,)), "strides=2"),
     "dilation": (lambda x: hk.Conv1D(4, 3, rate=2)(x), nn.Conv(4, (3,)), "kernel_dilation=2"),
     "input_dilation": (

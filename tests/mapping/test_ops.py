@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridges.core._errors import MappingError
+from bridges.core._errors import MappingError, UnsupportedError
 from bridges.core._spec import abstract
 from bridges.mapping._each import Add, Scale
 from bridges.mapping._lists import Concat, Split
@@ -59,6 +59,11 @@ CASES = [
         [(2, 2, 2), (2, 4, 2)],
     ),
     ({"op": "over", "ops": ["lead"]}, [(2, 3)], [(2, 3)] * 2),
+    ({"op": "heads"}, [(3, 4)], [(3, 2, 2)]),
+    ({"op": "heads"}, [(3, 4)], [(3, 2, 5)]),
+    ({"op": "heads", "axis": 0}, [(4, 3)], [(2, 5, 3)]),
+    ({"op": "merge"}, [(3, 2, 2)], [(3, 4)]),
+    ({"op": "repeat", "times": 3}, [(2, 3, 4)], [(2, 9, 4)]),
 ]
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, np.complex64]
 
@@ -105,7 +110,7 @@ def test_the_plain_data_form_is_exact(case):
 
 
 def test_every_op_is_a_case():
-    assert {c[0]["op"] for c in CASES} | {"add", "cast", "pick"} == OPS.keys()
+    assert {c[0]["op"] for c in CASES} | {"add", "cast", "pick", "every"} == OPS.keys()
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 1), st.integers(0, 99))
@@ -187,3 +192,22 @@ def test_names_of_ops_and_arguments_are_checked():
         op_from_dict({"op": "transposed"})
     with pytest.raises(MappingError, match="no argument 'axs'"):
         op_from_dict({"op": "transpose", "axs": [0]})
+
+
+def test_heads_that_do_not_fit_are_refused():
+    flat, split = (jax.ShapeDtypeStruct(shape, np.dtype("float32")) for shape in ((3, 8), (3, 2, 3)))
+    for op, ins, outs in (("heads", flat, split), ("merge", jax.ShapeDtypeStruct((3, 2, 5), flat.dtype), flat)):
+        with pytest.raises(MappingError, match="do not fit"):
+            resolve([op_from_dict(op)], [ins], [outs])
+
+
+def test_every_keeps_one_of_the_repeated_ones():
+    x = np.arange(24.0).reshape(2, 3, 4)
+    repeat = op_from_dict({"op": "repeat", "times": 2, "axis": -2})
+    (twice,) = repeat.apply([x], repeat.infer([abstract(x)]))
+    assert np.array_equal(twice, np.repeat(x, 2, -2))
+    (back,) = repeat.inverse.apply([twice], [abstract(x)])
+    assert np.array_equal(back, x)
+    assert "keeps one" in repeat.inverse.loss([abstract(twice)], [abstract(x)])
+    with pytest.raises(UnsupportedError, match="train apart"):
+        repeat.moment(1)
