@@ -8,6 +8,8 @@ Wherever a model is asked for, it may be a function that uses Haiku modules, an 
 `hk.multi_transform`, `hk.multi_transform_with_state` and `hk.without_apply_rng` give.
 """
 
+from bridges._haiku._params_tree import read_params_tree as read_params_tree
+from bridges._haiku._params_tree import write_params_tree as write_params_tree
 from bridges._haiku._tree import flatten as flatten
 from bridges._haiku._tree import unflatten as unflatten
 from bridges._haiku._verbs import apply as apply
@@ -16,4 +18,14 @@ from bridges._haiku._verbs import spec as spec
 from bridges._haiku._wrapper import FromHaiku as FromHaiku
 from bridges._haiku._wrapper import HaikuModule as HaikuModule
 
-__all__ = ["FromHaiku", "HaikuModule", "apply", "flatten", "init", "spec", "unflatten"]
+__all__ = [
+    "FromHaiku",
+    "HaikuModule",
+    "apply",
+    "flatten",
+    "init",
+    "read_params_tree",
+    "spec",
+    "unflatten",
+    "write_params_tree",
+]

@@ -22,3 +22,5 @@ from bridges.mapping._rule import Hyper as Hyper
 from bridges.mapping._rule import LayerRow as LayerRow
 from bridges.mapping._rule import Rule as Rule
 from bridges.mapping._template import Template as Template
+from bridges.mapping._verdicts import Verdict as Verdict
+from bridges.mapping._verdicts import verdicts as verdicts

@@ -34,10 +34,9 @@ TX = optax.adam(1e-2, eps=1e-3)
 @functools.cache
 def spec_of(name, framework):
     case = CASES[name]
-    if framework == "nnx":
-        return nnx_adapter.spec(case.nnx)
     model = case.train if framework == "haiku" and case.train else getattr(case, framework)
-    return ADAPTERS[framework].spec(model, case.inputs())
+    with jax.enable_x64(False):
+        return ADAPTERS[framework].spec(model, *([] if framework == "nnx" else [case.inputs()]))
 
 
 def randomised(entries, seed, constants=()):
@@ -99,7 +98,8 @@ class Model:
 
     def __init__(self, name, framework, double):
         self.name, self.framework = name, framework
-        self.step = jax.jit(self._step)
+        # Compiling is most of the time that this file takes; its programs run for microseconds.
+        self.step = jax.jit(self._step, compiler_options={"xla_backend_optimization_level": 0})
         self.shape = None
 
     def weights(self, state, x):
@@ -201,8 +201,8 @@ def wrong_plans_show(model, params, rest, opt, x, weights, wanted):
         if not path.endswith(("key/bias", "key/b")):  # shifts all logits of a query alike: never reaches the output
             shift = np.random.default_rng(2).uniform(0.2, 0.8, params[path].shape).astype(params[path].dtype)
             moved = State({**params, path: params[path] + shift}, params.declared)
-            with about(f"{path} moved"), pytest.raises(AssertionError):
-                close(model.step(moved, rest, opt, x, weights)[0], wanted, 2e-5)
+            got = model.step(moved, rest, opt, x, weights)[0]
+            assert np.max(np.abs(got - wanted)) > 1e-4 * np.max(np.abs(wanted)), f"{path} does not reach the output"
 
 
 @each(PLANNED)

@@ -1,13 +1,17 @@
 """docs/mapping.md is executed: the Python blocks as one program, the TOML blocks as mappings."""
 
+import os
 import pathlib
 import re
 
 import pytest
 
-from bridges.param_mapping import OPS, Mapping
+from bridges.mapping._verdicts import markdown
+from bridges.param_mapping import OPS, Mapping, verdicts
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "mapping.md").read_text("utf-8")
+FILE = pathlib.Path(__file__).parents[2] / "docs" / "mapping.md"
+PAGE = FILE.read_text("utf-8")
+WRITE = "BRIDGES_WRITE_DOCS"
 
 
 def blocks(language):
@@ -28,3 +32,23 @@ def test_the_toml_examples_are_mappings(text):
 def test_every_op_is_described():
     table = PAGE[PAGE.index("### Ops") : PAGE.index("## Exceptions")]
     assert [name for name in OPS if f"`{name}`" not in table] == []
+
+
+def test_the_verdicts_are_those_of_the_conventions():
+    """The table is made from the conventions, never typed."""
+    before, marker, rest = re.split(r"(<!-- verdicts.*?-->\n)", PAGE)
+    written, end, after = re.split(r"(<!-- end of verdicts -->)", rest)
+    made = f"\n{markdown()}\n"
+    if os.environ.get(WRITE):
+        FILE.write_text(before + marker + made + end + after, "utf-8")
+        written = made
+    assert written == made, f"docs/mapping.md is not what the conventions say: {WRITE}=1 pytest {__file__}"
+
+
+def test_the_table_of_verdicts():
+    table = {(v.layer, v.src, v.dst): v.verdict for v in verdicts()}
+    assert table["LSTM", "haiku", "linen"] == "exact to rounding"
+    assert table["GRUCell", "linen", "nnx"] == "refused"
+    assert table["Linear", "haiku", "nnx"] == "exact"
+    assert {v.verdict for v in verdicts()} == {"exact", "exact to rounding", "exact for evaluation only", "refused"}
+    assert all(v.reason for v in verdicts() if v.verdict != "exact")
