@@ -73,7 +73,7 @@ def convert_back(
         raise UnsupportedError(f"The format {row.name} cannot hold everything:\n" + listing(problems))
     notes: list[str] = []
     with replacing_all([path, residue_of(path), manifest_of(path)], overwrite) as (temporary, *_):
-        with Ledger(progress) as ledger:
+        with Ledger(progress, contiguous=row.name == "orbax") as ledger:
             metadata = found.source.get("metadata", {}) if row.name == found.source["format"] else {}
             row.module().write(temporary, mapped(ledger.pulled, tree), metadata)
             sums, _ = ledger.sums()

@@ -110,13 +110,15 @@ def contents(tree: Any, framework: str | None = None, part: str | None = None, s
         tree = inner
     if _is_flat(tree) and (framework not in ("linen", "nnx") or any("/" in key for key in tree)):
         return _flat_contents(tree, framework)
-    if framework in (None, "haiku", "flat") and isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+    if framework in (None, "haiku") and isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
         # Haiku's modules taken apart at their slashes, as formats that name arrays by paths give them back.
         paths = _flat.flatten(tree)
-        if framework == "flat" or any(path.count("/") != 2 for path in paths if path.startswith("params/")):
+        if any(path.count("/") != 2 for path in paths if path.startswith("params/")):
             flat = _flat_contents(paths, framework)
             if flat.framework in ("haiku", framework):
                 return dataclasses.replace(flat, tree=tree)
+    if framework == "flat":
+        return dataclasses.replace(_flat_contents(_flat.flatten(tree), framework), tree=tree)
     fields = _fields(tree)
     if fields is None:
         fields = [(None, "variables", tree)]
@@ -223,7 +225,7 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
             or "params" not in dict.fromkeys(key for key, _, _ in fields)
         )
         evidence = _evidence(params, set(collections) if bare else {"params", *collections})
-    if framework is None or framework == "flat":
+    if framework is None:
         framework, why = _decided(evidence, tree)
     else:
         why = "as said"

@@ -151,7 +151,8 @@ def run(
     notes = list(job.notes)
     found = ways(job.source.tree, job.tree, job.moves) if manifest else []
     strong = {path for way in found if not way.exact for path in way.item.targets}
-    with replacing_all(places, overwrite) as (temporary, residue, note), Ledger(progress, manifest, strong) as ledger:
+    ledger = Ledger(progress, manifest, strong, job.format.name == "orbax")
+    with replacing_all(places, overwrite) as (temporary, residue, note), ledger:
         lost = _lost(job, found)
         leaves = flatten(job.source.tree)
         for way in found:

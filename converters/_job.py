@@ -111,7 +111,12 @@ class Job:
             tree, found, plan = checkpoint.tree, None, None
             job = cls(checkpoint, path, row, "", None, None, None, tree)
         else:
-            found = contents(checkpoint.tree, framework, part, src_spec)
+            try:
+                found = contents(checkpoint.tree, framework, part, src_spec)
+            except CheckpointError:
+                if to != "flat" or framework is not None or mapping is not None:
+                    raise
+                found = contents(checkpoint.tree, "flat", part)  # a path is a path, whatever it is of
             if to is None and mapping is not None:
                 raise UnsupportedError(
                     "A mapping does not say of which framework its target is: name the target's model (--into), or the"

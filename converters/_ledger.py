@@ -22,7 +22,7 @@ from converters._tracked import Leaf, Plain
 from converters.formats import LazyLeaf, read_leaf
 from converters.formats._entries import blocks
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 Sums = concurrent.futures.Future[dict[str, str]]
 
 
@@ -76,12 +76,17 @@ class Ledger:
       progress: Called with the size in bytes of each leaf that was pulled by a writer.
       sums: Whether to take checksums.
       strong: Paths of pulled leaves for which SHA-256 is wanted.
+      contiguous: Whether a writer wants its arrays in one piece: it would make a copy, and keep what it copied from.
     """
 
     def __init__(
-        self, progress: Callable[[int], None] | None = None, sums: bool = True, strong: Collection[str] = frozenset()
+        self,
+        progress: Callable[[int], None] | None = None,
+        sums: bool = True,
+        strong: Collection[str] = frozenset(),
+        contiguous: bool = False,
     ):
-        self._progress, self._strong = progress, strong
+        self._progress, self._strong, self._contiguous = progress, strong, contiguous
         self._pool = concurrent.futures.ThreadPoolExecutor(1) if sums else None
         self._pending: list[Sums] = []
         self._pulled: dict[str, Sums] = {}
@@ -97,6 +102,8 @@ class Ledger:
             concurrent.futures.wait(self._pending)  # one leaf in memory at a time
             self._pending.clear()
             value = read_leaf(leaf)
+            if self._contiguous and isinstance(value, np.ndarray):
+                value = np.asarray(value, order="C")
             self._sum(self._pulled, path, value)
             if self._progress:
                 self._progress(int(getattr(leaf, "nbytes", 0)))
@@ -113,7 +120,9 @@ class Ledger:
 
     def _sum(self, into: dict[str, Sums], path: str, value: Any) -> None:
         if self._pool:
-            into[path] = self._pool.submit(checksums, value, into is self._pulled and path in self._strong)
+            # The task gives its array up before it is done: one that lives on keeps the file's pages mapped.
+            strong = into is self._pulled and path in self._strong
+            into[path] = self._pool.submit(lambda box: checksums(box.pop(), strong), [value])
             self._pending.append(into[path])
 
     def sums(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
