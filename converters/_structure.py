@@ -80,7 +80,7 @@ def built(structure: Any, leaves: Sequence[Any]) -> Any:
         if letter in "lt":
             return children if letter == "l" else tuple(children)
         name, fields, _ = rest
-        cls: Any = tuples.of_optax(name, len(fields)) or tuples.made(name, tuple(fields))
+        cls: Any = tuples.known(name, len(fields)) or tuples.made(name, tuple(fields))
         return cls(*children)
     except (TypeError, ValueError, IndexError, KeyError) as err:
         raise CheckpointError(f"The manifest's structure is damaged: {err}.") from err
