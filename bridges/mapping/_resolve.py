@@ -8,10 +8,13 @@ from bridges.core._errors import MappingError
 from bridges.mapping._op import Abstract, Op, shapes, signature
 
 
-def resolve(ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
+def resolve(
+    ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract], check: bool = True
+) -> tuple[tuple[Abstract, ...], ...]:
     """Returns shapes and dtypes before the first op, between the ops and after the last.
 
-    What an op leaves open (the shape of a reshape, the sizes of a split) is read off the other end.
+    What an op leaves open (the shape of a reshape, the sizes of a split) is read off the other end. Without `check`, it is
+    known that the ops can take `ins` to `outs`: what goes back over a plan may be more than could be planned.
 
     Raises:
       MappingError: The ops cannot take `ins` to `outs`, or leave more open than both ends say.
@@ -31,5 +34,6 @@ def resolve(ops: Sequence[Op], ins: Sequence[Abstract], outs: Sequence[Abstract]
         raise MappingError(
             f"the sizes between {ops[stuck]} and {ops[-len(right)]} are open: write them out in one of the two"
         )
-    ops[stuck].check(left[-1], right[-1])
+    if check:
+        ops[stuck].check(left[-1], right[-1])
     return tuple(map(tuple, left + right[::-1]))
