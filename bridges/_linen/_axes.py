@@ -2,7 +2,8 @@
 
 Linen tells each box (`nn.meta.AxisMetadata`) which axis a lifted transformation adds to its value. Variables are put in
 boxes that write this down: the answer is Linen's own, whatever the sizes. It takes a second abstract initialisation, made
-only where a variable comes out with another shape than it was made with.
+only where a variable comes out with another shape than it was made with. A model that reads its variables past the boxes
+(`get_variable`, `nn.SpectralNorm`) cannot run so: there the shapes decide, where they leave no doubt.
 """
 
 from __future__ import annotations
@@ -117,14 +118,49 @@ class Watch:
         return any(path in self.made and tuple(entries[path].shape) != self.made[path] for path in entries)
 
 
-def stacks_of(call: Call, rngs: Any, lifted: Mapping[str, int]) -> dict[str, tuple[Stack, ...]]:
+def stacks_of(call: Call, rngs: Any, seen: Watch, entries: Mapping[str, Any]) -> dict[str, tuple[Stack, ...]]:
     """Returns the stacks of a model by module path.
 
     Args:
       call: The model's initialisation.
       rngs: As for `Call.abstract_init`.
-      lifted: Paths of modules of a lifted class -> how many times it stacks.
+      seen: What watched a first initialisation.
+      entries: What that gave, by path.
     """
+    if not seen.grown(entries):
+        return {}
+    try:
+        gained = _boxed(call, rngs)
+    except Exception:  # of any kind: the model's own code, over values that it does not expect
+        gained = _by_shapes(seen.made, entries)
+    return _grouped(gained, seen.lifted)
+
+
+_Gained = dict[str, list[tuple[int, int]]]  # entry -> (axis, size), the outermost first
+
+
+def _by_shapes(made: Mapping[str, tuple[int, ...]], entries: Mapping[str, Any]) -> _Gained:
+    """Returns the one axis of each collection that explains all shapes; nothing where there are several, or deeper ones."""
+    gained: _Gained = {path: [] for path in entries}
+    for collection in {path.partition("/")[0] for path in entries}:
+        grown = {
+            path: (tuple(entries[path].shape), shape)
+            for path, shape in made.items()
+            if path.partition("/")[0] == collection and path in entries and len(entries[path].shape) != len(shape)
+        }
+        possible = [
+            axis
+            for axis in range(min((len(outer) for outer, _ in grown.values()), default=0))
+            if all(outer[:axis] + outer[axis + 1 :] == inner for outer, inner in grown.values())
+        ]
+        if grown and len(possible) != 1:
+            return {path: [] for path in entries}
+        gained.update({path: [(possible[0], outer[possible[0]])] for path, (outer, _) in grown.items()})
+    return gained
+
+
+def _boxed(call: Call, rngs: Any) -> _Gained:
+    """Returns the axes that Linen tells boxes."""
     watch = Watch(boxed=True)
 
     def record(next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -133,7 +169,7 @@ def stacks_of(call: Call, rngs: Any, lifted: Mapping[str, int]) -> dict[str, tup
 
     with nn.intercept_methods(record):
         native = call.abstract_init(rngs)
-    gained: dict[str, list[tuple[int, int]]] = {}  # entry -> (axis, size), the outermost first
+    gained: _Gained = {}
     boxes = jax.tree_util.tree_flatten_with_path(native, is_leaf=lambda x: isinstance(x, _Box))[0]
     for keys, box in boxes:
         path = _flat.join(str(getattr(key, "key", getattr(key, "name", key))) for key in keys)
@@ -141,7 +177,7 @@ def stacks_of(call: Call, rngs: Any, lifted: Mapping[str, int]) -> dict[str, tup
         shape = list(np.shape(leaves[0])) if len(leaves) == 1 else []
         axes = box.axes[::-1] if isinstance(box, _Box) and len(leaves) == 1 else ()
         gained[path] = [(axis, shape.pop(axis)) for axis in axes]
-    return _grouped(gained, lifted)
+    return gained
 
 
 def _grouped(gained: Mapping[str, list[tuple[int, int]]], lifted: Mapping[str, int]) -> dict[str, tuple[Stack, ...]]:

@@ -73,5 +73,5 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
     with nn.intercept_methods(record):
         native = call.abstract_init(rngs)
     entries = flatten(native)
-    stacks = stacks_of(call, rngs, watch.lifted) if watch.grown(entries) else {}
+    stacks = stacks_of(call, rngs, watch, entries)
     return Spec(entries, "linen", layers, native, stacks, tuple(layers))

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from bridges import State
+from bridges import State, haiku_adapter, linen_adapter
 from bridges.core._errors import MappingError, UnsupportedError
 from bridges.core._spec import Layer, Spec, Stack
 from bridges.param_mapping import Mapping, conventions
@@ -171,6 +171,19 @@ def test_optimizer_state_goes_through_ragged_stacks():
     assert all(np.array_equal(new[0].nu[path], x) for path, x in plan.forward(opt_state[0].nu).items())
 
 
+def test_native_trees_of_a_stack_go_into_native_trees_of_listed_layers():
+    src, dst = form("5 + 1"), form("6")
+    plan = plan_of(src, dst)
+    state = State(randomised(src.spec, 1))
+    params, _ = haiku_adapter.unflatten(state)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-2, b1=0.9))
+    _, opt_state = tx.update(params, tx.init(params), params)
+    target = linen_adapter.unflatten(plan.forward(state), dst.spec.native)["params"]
+    new = plan.optimizer(opt_state, params, target)
+    assert jax.tree.structure(new) == jax.tree.structure(tx.init(target))
+    np.testing.assert_array_equal(new[1][0].mu["Block_4"]["d"]["kernel"], opt_state[1][0].mu["scan/d"]["w"][4])
+
+
 def test_factored_moments_of_a_stack_that_is_unrolled_are_refused_by_name():
     src, dst = form("stack"), form("6")
     plan, params = plan_of(src, dst), State(randomised(src.spec, 1))
@@ -270,6 +283,35 @@ def test_specs_record_stacks_with_their_axes():
     assert stacks["haiku list"] == {}
     assert stacks["linen"]["VmapMember_0"][0].axes == {"params": -1}
     assert stacks["linen"]["VmapMember_0/ScanBlock_0"][0].axes == {"params": 1}
+
+
+class Reads(nn.Module):
+    """Reads a variable past Linen's boxes."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        nn.Dense(WIDTH, name="q")(x)
+        return x @ self.get_variable("params", "q")["kernel"], None
+
+
+class Parts(nn.Module):
+    length: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        scan = {"variable_axes": {"params": 1}, "split_rngs": {"params": True}, "length": self.length}
+        x, _ = nn.scan(Reads, **scan)(name="reads")(x, None)
+        dense = nn.Dense(WIDTH, name="fn")
+        return nn.scan(lambda module, x, _: (module(x), None), **scan)(dense, x, None)[0]
+
+
+def test_linen_models_that_read_past_boxes_tell_by_shapes_and_only_without_a_doubt():
+    stacks = in_linen(Parts()).spec.stacks
+    assert {m: [(s.size, dict(s.axes)) for s in found] for m, found in stacks.items()} == {
+        "reads": [(4, {"params": 1})],
+        "fn": [(4, {"params": 1})],
+    }
+    assert in_linen(Parts(WIDTH)).spec.stacks == {}  # axis 0 would fit as well
 
 
 class Twice(nn.Module):
