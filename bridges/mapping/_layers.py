@@ -36,6 +36,7 @@ class LayerMatcher:
                 for row in (row for row in part.layers if row.refuse):
                     for name in row.dst if end else row.src:
                         self.refusals[end].setdefault(name, []).append(row)
+        self.bare: dict[int, Rule] = {}  # id of a row's rule -> the rule without its ops
         self.compared: set[tuple[str, str]] = set()
         self.refused: tuple[dict[str, str], dict[str, str]] = ({}, {})  # module -> what is wrong with it
 
@@ -289,7 +290,9 @@ class LayerMatcher:
         same = len(ends[0]) == len(ends[1]) == 1 and signature(ends[0]) == signature(ends[1])
         if not same or any(op.to_dict() != {"op": "reshape"} for op in match.rule.ops):
             return match
-        return dataclasses.replace(match, rule=dataclasses.replace(match.rule, ops=()))
+        if id(match.rule) not in self.bare:
+            self.bare[id(match.rule)] = dataclasses.replace(match.rule, ops=())
+        return Match(self.bare[id(match.rule)], match.sources, match.targets, match.how, match.level)
 
     def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
         """Compares what the two layers must agree in, where both models were at hand."""
