@@ -94,10 +94,15 @@ def _collapse(tree: _Tree) -> _Tree:
     return tree
 
 
+def _is_list(tree: _Tree) -> bool:
+    """Whether it is nothing but a stack or a list of modules."""
+    return tree.path is None and bool(tree.children) and all(_ITEM.fullmatch(name) for name in tree.children)
+
+
 def _members(tree: _Tree) -> Iterable[_Tree]:
     """Yields the children; those of stacks and lists in place of these, so that scanned layers are like listed ones."""
     for child in tree.children.values():
-        if child.path is None and child.children and all(_ITEM.fullmatch(name) for name in child.children):
+        if _is_list(child):
             yield from _members(child)
         else:
             yield child
@@ -184,6 +189,7 @@ class _Placer:
                 pair([(names[0], groups[1][like][0])], "by shape")
         self.rests(src, dst, pair)
         self.called_in_turn(src, dst, pair)
+        self.only(src, dst, pair)
         self.doubt(src, dst, lambda names: any(_COPY.fullmatch(name) for name in names))
         if src and dst and any(tree.children for end in (src, dst) for tree in end.values()):
             self.children(*self.dissolved(src, dst))
@@ -261,6 +267,18 @@ class _Placer:
                 if all(map(_unbroken, names)):
                     pair(zip(*names, strict=True), "by order and shape")
 
+    def only(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+        """Pairs the copies of a stack with as many modules in a run, where nothing else is left, however these are built."""
+        runs = []
+        for end in (src, dst):
+            numbers = {name: _number(name) for name in end}
+            runs.append(sorted(end, key=lambda name, numbers=numbers: numbers[name][1]))  # type: ignore[misc]
+            alike = len({base for base, _ in numbers.values()}) == len(self._groups(end)) == 1
+            if not alike or not _unbroken(runs[-1]):
+                return
+        if len(src) == len(dst) and any(_COPY.fullmatch(name) for name in (*src, *dst)):
+            pair(zip(*runs, strict=True), "by order")
+
     def called_in_turn(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
         """Pairs alike modules by the order of calls, where stacks are among them (5 + 1) and both models' order is known."""
         groups = [self._groups(end) for end in (src, dst)]
@@ -276,6 +294,9 @@ class _Placer:
 
     def dissolved(self, src: dict[str, _Tree], dst: dict[str, _Tree]) -> tuple[dict[str, _Tree], dict[str, _Tree]]:
         """Returns both ends with a level taken away, where that is of use to the other."""
+        lists = [{n for n, tree in end.items() if _is_list(tree)} for end in (src, dst)]
+        if lists[0] or lists[1]:
+            return _dissolved(src, src.keys() - lists[0]), _dissolved(dst, dst.keys() - lists[1])
         there = [self.all(end) for end in (dst, src)]
         keep = [{n for n, tree in end.items() if self.like(tree) in there[i]} for i, end in enumerate((src, dst))]
         if any(tree.children for i, end in enumerate((src, dst)) for n, tree in end.items() if n not in keep[i]):

@@ -135,8 +135,6 @@ def test_every_layer_in_a_stack_is_converted_as_each_of_its_copies(name, src, ds
     single = mapping.plan(spec_of(name, src), spec_of(name, dst))
     if modules:
         index = {f"[{{copy:int}}]/{s}".rstrip("/"): f"[{{copy:int}}]/{d}".rstrip("/") for s, d in modules.items()}
-        if "" not in {*modules, *modules.values()}:  # nothing else says which copy is which for the other layers
-            index["[{copy:int}]"] = "[{copy:int}]"
         mapping = Mapping.of(modules=index) | conventions(src, dst)
     plan = mapping.plan(in_a_stack(spec_of(name, src), 3, 0), in_a_stack(spec_of(name, dst), 3, -1))
     assert plan.verdict == single.verdict
