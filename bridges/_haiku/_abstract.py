@@ -130,22 +130,10 @@ class _Recorder(Skeleton):
     def layers(self) -> dict[str, Layer]:
         layers = {}
         for path, (module, arguments) in self._made.items():
-            kind = _type(type(module))
-            if kind is not None:
-                layers[path] = Layer(kind, _hyperparameters(module, arguments))
+            cls = type(module)
+            if not cls.__module__.startswith("haiku.") or cls.__name__ not in ("NameScopeModule", "LiftingModule"):
+                layers[path] = Layer.of(cls, (hk.Module,), "haiku", _hyperparameters(module, arguments))
         return layers
-
-
-def _type(cls: type) -> str | None:
-    """Returns `haiku.<class>` for Haiku's classes and what derives from them, the full name of a user's own class."""
-    if cls.__module__.startswith("haiku.") and cls.__name__ in ("NameScopeModule", "LiftingModule"):
-        return None
-    for base in cls.__mro__:
-        if base is hk.Module:
-            break
-        if base.__module__.startswith("haiku."):
-            return f"haiku.{base.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 _ABSENT = object()
@@ -175,7 +163,7 @@ def _plain(value: Any) -> Any:
         items = [_plain(item) for item in value]
         return _ABSENT if any(item is _ABSENT for item in items) else tuple(items)
     if isinstance(value, (np.dtype, type)):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):  # ValueError: a class with an attribute `dtype`
             return str(np.dtype(value))
         return _ABSENT
     if callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__"):

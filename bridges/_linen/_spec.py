@@ -26,18 +26,7 @@ def layer_of(module: nn.Module) -> Layer:
         for field in dataclasses.fields(module)
         if field.name not in ("parent", "name")
     }
-    return Layer(_type(type(module)), fields)
-
-
-def _type(cls: type) -> str:
-    """Returns `linen.<class>` for Flax's classes and what derives from them (`nn.remat` and other lifted classes do), the
-    full name of a user's own class."""
-    for base in cls.__mro__:
-        if base is nn.Module:
-            break
-        if base.__module__.startswith("flax.") and base.__module__ != "flax.linen.transforms":
-            return f"linen.{base.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return Layer.of(type(module), (nn.Module,), "linen", fields, lifted="flax.linen.transforms")
 
 
 def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **kwargs: Any) -> Spec:

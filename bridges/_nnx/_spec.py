@@ -26,17 +26,7 @@ def layer_of(module: Any) -> Layer:
         for name, value in vars(module).items()
         if not name.startswith("_") and (is_array(value) or not holds_data(value))
     }
-    return Layer(_type(type(module)), fields)
-
-
-def _type(cls: type) -> str:
-    """Returns `nnx.<class>` for Flax's classes and what derives from them, the full name of a user's own class."""
-    for base in cls.__mro__:
-        if base in (nnx.Module, nnx.Pytree):
-            break
-        if base.__module__.startswith("flax."):
-            return f"nnx.{base.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return Layer.of(type(module), (nnx.Module, nnx.Pytree), "nnx", fields)
 
 
 def layers_of(model: Any) -> dict[str, Layer]:

@@ -8,6 +8,7 @@ kinds it carries the layers that the model is made of, with the hyperparameters 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,10 +26,57 @@ class Layer:
     Attributes:
       type: `'<framework>.<class>'`, for example `'haiku.BatchNorm'` or `'linen.Dense'`.
       hyperparameters: Constructor arguments by name, as the framework's instance reports them; plain values.
+      own: The full name of a user's class that derives from this type and has methods of its own in place of the type's:
+        its variables are called alike, and what it computes with them is not known.
     """
 
     type: str
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        module: type,
+        roots: tuple[type, ...],
+        framework: str,
+        hyperparameters: Mapping[str, Any],
+        lifted: str = "",
+    ) -> Layer:
+        """Returns the layer of a module class: of the framework's class that it is or derives from, if there is one.
+
+        Args:
+          module: The class.
+          roots: The base classes of all modules, which are no layers.
+          framework: `'haiku'`, `'linen'` or `'nnx'`.
+          hyperparameters: As above.
+          lifted: The Python module whose classes stand for the class that they derive from (`nn.remat` and the like).
+        """
+        package = roots[0].__module__.partition(".")[0] + "."
+        users: list[type] = []
+        for base in module.__mro__:
+            if base in roots:
+                break
+            if base.__module__.startswith(package) and base.__module__ != lifted:
+                own = next((u for u in users if _overrides(u, base)), None)
+                return cls(f"{framework}.{base.__name__}", hyperparameters, _full(own) if own else "")
+            if base.__module__ != lifted:
+                users.append(base)
+        return cls(_full(module), hyperparameters)
+
+
+def _full(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _overrides(user: type, base: type) -> bool:
+    """Whether the class has a method of its own, constructors aside, in place of one of the base's."""
+    return any(
+        inspect.isfunction(value) and inspect.isroutine(getattr(base, name, None))
+        for name, value in vars(user).items()
+        if name == "__call__" or not name.startswith("__")
+        if name not in getattr(base, "__dataclass_fields__", ())
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +162,6 @@ def plain(value: Any, name: Callable[[Any], str | None] = lambda value: None) ->
         return own
     try:
         return np.dtype(value).name  # jnp.float32 is a scalar type's wrapper, and callable.
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a class with an attribute `dtype`, such as nn.Dense.
         pass
     return getattr(value, "__name__", None) or repr(value)

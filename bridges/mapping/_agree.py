@@ -137,6 +137,26 @@ def _all_but_batch(value: Any) -> bool:
     return axes in ([*range(1, end - 1), end], list(range(2, end + 1)))
 
 
+def _trailing(value: Any) -> Any:
+    """The axes that are contracted, in any order: True for the last ones, as by a matrix product."""
+    value = _plain(value)
+    axes = sorted(value) if isinstance(value, tuple) else [value]
+    return axes == list(range(-len(axes), 0)) or tuple(axes)
+
+
+def _einsum(value: Any) -> Any:
+    """An equation with its letters named in the order in which they come."""
+    if not isinstance(value, str):
+        return UNKNOWN
+    letters = list(dict.fromkeys(c for c in value if c.isalpha()))
+    return "".join(chr(ord("a") + letters.index(c)) if c.isalpha() else c for c in value if not c.isspace())
+
+
+def _size(value: Any) -> Any:
+    """A number, 0 where there is none."""
+    return value or 0
+
+
 def _function(value: Any) -> Any:
     """The bare name of a function."""
     return value.rpartition(".")[2] if isinstance(value, str) else UNKNOWN
@@ -151,6 +171,9 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "none": _none,
     "one": _one,
     "all but batch": _all_but_batch,
+    "trailing": _trailing,
+    "einsum": _einsum,
+    "size": _size,
     "function": _function,
 }
 
@@ -169,7 +192,7 @@ def normal(hyper: Hyper, layer: Layer) -> Any:
     if hyper.value is not None:
         return hyper.value
     value = layer.hyperparameters.get(hyper.name, hyper.default)
-    if value is None and hyper.form not in ("window", "given", "none"):
+    if value is None and hyper.form not in ("window", "given", "none", "size"):
         return UNKNOWN
     if hyper.form in PADDINGS:
         value = _padding(value, _Kernel.of(hyper.window, layer), *PADDINGS[hyper.form])

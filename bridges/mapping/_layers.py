@@ -233,6 +233,15 @@ class LayerMatcher:
             for path in sorted(src.leaves if tied else src.leaves - self.draft.sources.keys()):
                 self.draft.add(Match(_RENAME, (path,), (_same(path, dst),), how), tied)
             return
+        if how != "given" and (whose := self.derived(src.path, dst.path)):
+            self.draft.problems.append(
+                f"{src.path!r} and {dst.path!r} have the leaves of {self.rows[rows[0]].type}, but {whose} with a method of"
+                " its own in place of the layer's. If they compute the same, say so under [modules]:"
+                f" {src.path!r} = {dst.path!r}"
+            )
+            self.draft.explained[0].update(src.leaves)
+            self.draft.explained[1].update(dst.leaves)
+            return
         outcomes = [[self.lean(m) for m in self.row_matches(r, src, dst, how, tied)] for r in rows]
         if any({m.outcome for m in o} != {m.outcome for m in outcomes[0]} for o in outcomes[1:]):
             types = [self.rows[r].type for r in rows]
@@ -253,6 +262,14 @@ class LayerMatcher:
         ]
         names = [{p.removeprefix(cut(p)[0] + "/").removeprefix(f.path + "/") for p in f.leaves} for f in (src, dst)]
         return any(owned) and names[0] == names[1]
+
+    def derived(self, src: str, dst: str) -> str:
+        """Returns which of the two layers has a user's method in place of the framework's; empty if both are one class."""
+        layers = [u.layers.get(m) for u, m in zip(self.draft.unrolled, (src, dst), strict=True)]
+        own = [(m, x) for m, x in zip((src, dst), layers, strict=True) if x is not None and x.own]
+        if len(own) == 2 and own[0][1].own == own[1][1].own:
+            return ""
+        return " and ".join(f"{m!r} is a {layer.own}, a {layer.type}" for m, layer in own)
 
     def stock(self, src: str, dst: str) -> bool:
         """Whether these are layers of two different frameworks themselves, not of the user."""

@@ -1,0 +1,141 @@
+"""Pairs of models made to mislead: a plan is refused, or the converted model computes the same."""
+
+from typing import Any
+
+import flax.linen as nn
+import haiku as hk
+import numpy as np
+import pytest
+from flax import nnx
+
+import bridges as br
+from bridges import haiku_adapter, linen_adapter, nnx_adapter
+from bridges.core._errors import MappingError
+
+ADAPTERS = {"haiku": haiku_adapter, "linen": linen_adapter, "nnx": nnx_adapter}
+X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+IMAGE = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
+
+
+def framework(model):
+    if isinstance(model, nn.Module):
+        return "linen"
+    return "nnx" if isinstance(model, nnx.Module) else "haiku"
+
+
+def planned(src, dst, x):
+    ends = framework(src), framework(dst)
+    return br.conventions(*ends).plan(*(ADAPTERS[f].spec(m, x) for f, m in zip(ends, (src, dst), strict=True)))
+
+
+def agree(src, dst, x=X):
+    """Plans, converts random variables, and compares what both models compute."""
+    plan = planned(src, dst, x)
+    rng = np.random.default_rng(1)
+    old = br.State(
+        {p: (rng.uniform(0.2, 1, v.shape) * rng.choice([-1, 1], v.shape)).astype(v.dtype) for p, v in plan.src.items()},
+        plan.src.declared,
+    )
+    ends = framework(src), framework(dst)
+    outs = [
+        ADAPTERS[f].apply(m, state, x)[0]
+        for f, m, state in zip(ends, (src, dst), (old, plan.forward(old)), strict=True)
+    ]
+    np.testing.assert_allclose(outs[1], outs[0], rtol=1e-4, atol=1e-4 * np.abs(outs[0]).max())  # float32, some layers
+    assert np.ptp(outs[0]) > 0
+
+
+def refused(src, dst, words, x=X):
+    with pytest.raises(MappingError, match=words):
+        planned(src, dst, x)
+
+
+# Layers that derive from a framework's ---------------------------------------------------------------------------------
+
+
+class Doubled(hk.Linear):
+    def __call__(self, x: Any) -> Any:
+        return 2 * super().__call__(x)
+
+
+class Named(hk.Linear):
+    def __init__(self, size: int):
+        super().__init__(size, name="projection")
+
+
+class Transposed(nn.Dense):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return x @ self.param("kernel", nn.initializers.ones, (self.features, 8)).T + self.param(
+            "bias", nn.initializers.ones, (self.features,)
+        )
+
+
+class Configured(nn.Dense):
+    kernel_init: Any = nn.initializers.ones
+
+
+class Tripled(nnx.Linear):
+    def __call__(self, x: Any) -> Any:
+        return 3 * super().__call__(x)
+
+
+class Holder(nn.Module):
+    """Takes a class, as `norm: ModuleDef = nn.BatchNorm` does in many models."""
+
+    layer: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return self.layer(8)(x)
+
+
+def test_a_layer_with_a_method_of_its_own_is_not_taken_for_the_one_that_it_derives_from():
+    refused(
+        lambda x: Doubled(8)(x), Holder(nn.Dense), "'doubled' is a .*Doubled, a haiku.Linear with a method of its own"
+    )
+    refused(Holder(nn.Dense), Holder(Transposed), "'Transposed_0' is a .*Transposed, a linen.Dense")
+    refused(Holder(nn.Dense), Tripled(8, 8, rngs=nnx.Rngs(0)), "Tripled, a nnx.Linear")
+    model = Holder(Transposed)
+    agree(model, model)
+    agree(lambda x: Named(8)(x), Holder(Configured))
+    agree(lambda x: hk.Linear(8)(x), Holder(nn.remat(nn.Dense)))
+    said = br.Mapping.of(modules={"doubled": "Dense_0"}) | br.conventions("haiku", "linen")
+    ends = haiku_adapter.spec(lambda x: Doubled(8)(x), X), linen_adapter.spec(Holder(nn.Dense), X)
+    assert said.plan(*ends).verdict == "exact"
+
+
+# Settings that change what the same shapes mean ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "words"),
+    [
+        (lambda x: hk.Linear(8)(x), nn.DenseGeneral(8, axis=0), "has axis"),
+        (nn.Dense(8), nn.DenseGeneral(8, axis=0), "has axis"),
+        (nn.Dense(8), nnx.LinearGeneral(8, 8, axis=0, rngs=nnx.Rngs(0)), "has axis"),
+        (nn.GroupNorm(None, group_size=1), nnx.GroupNorm(4, 2, rngs=nnx.Rngs(0)), "has group_size"),
+        (
+            lambda x: hk.GroupNorm(2)(x),
+            nn.GroupNorm(None, group_size=1, epsilon=1e-5, use_fast_variance=False),
+            "has group_size",
+        ),
+        (nn.Einsum((8, 8), "ab,bc->ac"), nnx.Einsum("xy,zy->xz", (8, 8), (8,), rngs=nnx.Rngs(0)), "has einsum"),
+    ],
+    ids=["axis", "axis, flax", "axis, nnx", "group size", "group size, haiku", "equation"],
+)
+def test_settings_that_shapes_do_not_show_must_agree(src, dst, words):
+    refused(src, dst, words, IMAGE if "group" in words else X)
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "x"),
+    [
+        (lambda x: hk.Linear(8)(x), nn.DenseGeneral(8), X),
+        (nn.DenseGeneral(4, axis=(-2, -1)), nnx.LinearGeneral((4, 4), 4, axis=(-1, -2), rngs=nnx.Rngs(0)), IMAGE),
+        (nn.Einsum((8, 8), "ab,bc->ac"), nnx.Einsum("xy,yz->xz", (8, 8), (8,), rngs=nnx.Rngs(0)), X),
+    ],
+    ids=["last axis", "last axes", "letters"],
+)
+def test_settings_that_mean_the_same_agree(src, dst, x):
+    agree(src, dst, x)
