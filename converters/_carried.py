@@ -125,7 +125,9 @@ def optimizers(
                 moves.append(Move(given, tuple(leaves), Item(step.sources, step.targets, ops, stages), plainly))
             made.update(zip(step.targets, leaves, strict=True))
         new = steps.unflatten(made)
-        if tx is not None:
+        if to == "nnx":  # nnx.state has dictionaries for sequences and named tuples, and no empty ones
+            new = _flat.nest(_flat.flatten(new))
+        elif tx is not None:
             like = jax.eval_shape(tx.init, jax.tree.map(abstract, dst_params))
             new = _flat.unflatten(_flat.flatten(new), like)
         states[key] = new
