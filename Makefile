@@ -30,8 +30,9 @@ demo: $(READY) ## Train in Haiku, convert, go on in Linen and in the core; the p
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-smoke: $(READY) ## Run the docstring examples and the tests marked smoke
+smoke: $(READY) ## Run the docstring examples and the tests marked smoke; install the wheel elsewhere and drive every command
 	$(BIN)/python -m pytest -n 2 -m smoke $(ARGS)
+	.ci/wheel $(VENV)
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
