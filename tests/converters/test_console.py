@@ -37,7 +37,9 @@ def test_terminal(page, tmp_path, monkeypatch, capsys):
                     assert status == 0 or "# exit status" in command, out
                 if "# exit status" in command:
                     assert command.endswith(f"# exit status {status}")
-            pattern = "".join(r"(?:.*\n)*?" if line == "…\n" else _line(line) for line in shown.splitlines(keepends=True))
+            pattern = "".join(
+                r"(?:.*\n)*?" if line == "…\n" else _line(line) for line in shown.splitlines(keepends=True)
+            )
             assert re.fullmatch(pattern, out if out.endswith("\n") or not out else out + "\n"), (
                 f"{page}: $ {command}\nshows\n{out}"
             )

@@ -32,7 +32,7 @@ class Net(nn.Module):
         x = nn.LayerNorm(epsilon=self.eps, use_fast_variance=False)(x)
         return nn.Dense(4, name="head")(nn.relu(x))
 
-model, careless = Net(), Net(1e-6)
+model, careless, far = Net(), Net(1e-6), Net(1e-3)
 
 class Graph(nnx.Module):
     def __init__(self, rngs):
@@ -68,6 +68,7 @@ def main(folder: pathlib.Path) -> None:
     np.save(folder / "wanted.npy", net.apply(params, x))
     (folder / "params.pkl").write_bytes(pickle.dumps(params))
     (folder / "train.pkl").write_bytes(pickle.dumps((params, {}, opt_state)))
+    (folder / "accept.toml").write_text('[accept]\nLayerNorm_0 = ["epsilon"]\n')
     (folder / "cut.pkl").write_bytes(pickle.dumps(params)[:-40])
     (folder / "hostile.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     np.savez(folder / "weights.npz", **{f"{m}//{n}": v for m, leaves in params.items() for n, v in leaves.items()})
