@@ -234,9 +234,24 @@ class _Reader:
             return self.build(args[0] if args else None, path, depth + 1)
         if name in names.KEYS:
             return self._key_array(call, path), 1
+        state = state_of(call)
+        if name in names.NNX_STATES and state is not None:
+            return self._field(call, state, names.NNX_MAPPING, path, depth)
+        if names.is_nnx_variable(name, state):
+            return self._field(call, state or {}, names.NNX_VALUE, path, depth)
         if name == names.DTYPE:
             raise Malformed("a dtype by itself is no leaf of a tree")
         return self._tuple(call, name, args, path, depth)
+
+    def _field(
+        self, call: Call, state: Mapping[str, Any], fields: tuple[str, ...], path: Path, depth: int
+    ) -> tuple[Any, int]:
+        """Returns the first of these fields of an object's state, for the object; the other fields say nothing."""
+        field = next((name for name in fields if name in state), None)
+        if field is None:
+            raise Malformed(f"an object without {' or '.join(fields)}; it is damaged or of an unknown Flax")
+        self._leave_out(Items(list, [part for name, part in state.items() if name != field], call.offset))
+        return self.build(state[field], path, depth)
 
     def _one(self, args: list[Any], path: Path, depth: int) -> tuple[Any, int]:
         if len(args) > 1:

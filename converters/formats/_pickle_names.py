@@ -6,6 +6,8 @@ code of its own for every list.
 
 from __future__ import annotations
 
+from typing import Any
+
 from converters.formats import _pickle_arrays as arrays
 from converters.formats._pickle_nodes import Call, Items, state_of
 
@@ -66,6 +68,20 @@ IMPLEMENTATIONS = {"fry": "threefry2x32", "threefry2x32": "threefry2x32", "rbg":
 
 # Data classes of the frameworks whose fields beside these are code.
 DATACLASSES = {"flax.training.train_state.TrainState": ("step", "params", "opt_state")}
+
+# `nnx.State` holds a dictionary in one of these fields, an NNX Variable of any class its array; the rest is bookkeeping.
+NNX_STATES = frozenset(
+    f"flax.nnx.{module}.{name}" for module in ("statelib", "state", "nnx.state") for name in ("State", "FlatState")
+)
+NNX_MAPPING = ("_mapping",)
+NNX_VALUE = ("_raw_value", "raw_value", "value")
+_NNX_VARIABLES = ("flax.nnx.variablelib.", "flax.nnx.variables.", "flax.nnx.nnx.variables.", "flax.nnx.rnglib.")
+
+
+def is_nnx_variable(name: str, state: dict[str, Any] | None) -> bool:
+    """Whether an object is an NNX Variable: one of Flax's classes, or one of the user's own that holds the same."""
+    known = name.startswith(_NNX_VARIABLES) and any(field in (state or {}) for field in NNX_VALUE)
+    return known or {"_raw_value", "_var_metadata", "_trace_state"} <= (state or {}).keys()
 
 
 def harmless(name: str) -> bool:
