@@ -12,6 +12,7 @@ test_graph.py` pins what is relied on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,6 @@ class Graph:
 
     Attributes:
       steps: In order.
-      values: The arrays, by number: NumPy, but for random keys.
       roots: The values that no step makes.
       maker: The step that made a value, by the value's number.
       leaves: The variables that a value depends on, by its number.
@@ -97,9 +97,13 @@ class Graph:
         for i, step in enumerate(self.steps):
             for v in step.ins:
                 self.readers.setdefault(v, []).append(i)
+
+    @functools.cached_property
+    def values(self) -> list[Any]:
+        """The arrays, by number: NumPy, but for random keys. They are computed when they are first asked for."""
         made = sorted(self.maker)
         found = dict(zip(made, self.again({}, made), strict=True))
-        self.values = [_host(self.roots[v] if v in self.roots else found[v]) for v in range(len(self._shapes))]
+        return [_host(self.roots[v] if v in self.roots else found[v]) for v in range(len(self._shapes))]
 
     def _add(self, shape: Any, leaves: frozenset[str], data: bool) -> int:
         self._shapes.append(shape)

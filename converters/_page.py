@@ -54,7 +54,8 @@ th, td { text-align: left; vertical-align: top; padding: 6px 12px; border-top: 1
 thead th { border-top: 0; color: var(--dim); font-weight: 500; font-size: 13px; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.module th { background: var(--soft); font-weight: 600; } tr.module th code { font-size: 13px; }
-tr.wrong td { background: color-mix(in srgb, var(--bad) 9%, transparent); }
+tr.wrong { background: color-mix(in srgb, var(--bad) 9%, transparent); }
+.status { white-space: nowrap; display: inline-block; }
 .leaf { padding-left: 14px; display: block; } .ops { color: var(--dim); font-size: 13px; }
 .err { display: inline-block; margin-right: 12px; white-space: nowrap; font-size: 13px; }
 details { margin: 14px 0; } summary { cursor: pointer; } ul { padding-left: 20px; margin: 6px 0; }
@@ -67,6 +68,10 @@ li { overflow-wrap: anywhere; }
   tr.module th:empty { display: none; }
   td[data-label]::before { content: attr(data-label); color: var(--dim); font-size: 12px; display: inline-block;
     min-width: 84px; margin-right: 6px; vertical-align: top; }
+  .sum tr { display: flex; flex-wrap: wrap; gap: 0 10px; padding: 8px 12px; } .sum td { padding: 0; }
+  .sum td::before { min-width: 0 !important; } .sum td[data-label=run]::before, .sum td[data-label=compared]::before,
+  .sum td[data-label=error]::before { display: none; } .sum td[data-label=run] { font-weight: 600; }
+  .sum td[data-label=""] { order: -1; width: 100%; } .sum td[data-label=""]::before { display: none; }
   .leaf { display: inline-block; padding: 0; max-width: calc(100% - 96px); }
   td.n { white-space: normal; } td:empty { display: none; }
 }
@@ -106,7 +111,7 @@ def _text(x: object) -> str:
 
 
 def _code(x: object) -> str:
-    return f"<code>{_text(x)}</code>"
+    return f"<code>{_text(x).replace('/', '/<wbr>')}</code>"
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -130,12 +135,12 @@ def _first(report: Report) -> list[str]:
 
 def _status(status: str) -> str:
     tone, mark = _MARK[status]
-    return f'<span class="{tone}">{mark} {_text(status)}</span>'
+    return f'<span class="status {tone}">{mark} {_text(status)}</span>'
 
 
-def _table(head: Sequence[str], rows: Iterable[str]) -> str:
+def _table(head: Sequence[str], rows: Iterable[str], kind: str) -> str:
     cells = "".join(f"<th>{name}</th>" for name in head)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>' + "".join(rows) + "</tbody></table>"
 
 
 def _row(cells: Sequence[tuple[str, str]], wrong: bool) -> str:
@@ -147,12 +152,15 @@ def _summary(report: Report) -> str:
     rows = []
     for c, n in report.groups():
         where = " ".join(filter(None, (c.mode, c.dtype))) or "as given"
+        measured = c.what != "proof" and c.status != NOT_RUN
         cells = [
-            ("run", _text(where)), ("compared", f"{_text(c.what)} ({n})"), ("error", f"{number(c.ulps)} ulps"),
-            ("allowed", number(c.allowed)), ("relative", number(c.relative)), ("", _status(c.status)),
+            ("run", _text(where)), ("compared", f"{_text(c.what)} ({n})"),
+            ("error", f"{number(c.ulps)} ulps" if measured else ""),
+            ("allowed", number(c.allowed) if measured else ""), ("relative", number(c.relative) if measured else ""),
+            ("", _status(c.status)),
         ]  # fmt: skip
         rows.append(_row(cells, c.status in (DIFFERENT, UNPROVEN)))
-    return _table(("Run", "What", "Largest error", "Allowed", "Relative", ""), rows)
+    return _table(("Run", "What", "Largest error", "Allowed", "Relative", ""), rows, "sum")
 
 
 def _module(paths: Sequence[str]) -> str:
@@ -171,7 +179,7 @@ def _trees(report: Report) -> str:
             heads = "".join(f"<th>{_code(m) if m else ''}</th>" for m in (modules[0], "", modules[1], ""))
             rows.append(f'<tr class="module">{heads}</tr>')
         rows.append(_item(item, of))
-    return _table(("Source", "Ops", "Target", "Gradient error in ulps"), rows)
+    return _table(("Source", "Ops", "Target", "Gradient error in ulps"), rows, "trees")
 
 
 def _leaves(paths: Sequence[str], module: str, nothing: str) -> str:

@@ -182,12 +182,17 @@ class Report:
             for c, n in self.groups()
         ]
         lines += ["", *_table([head, *rows])]
+        order = ("variable", "output", "state", "proof")
         worst = sorted(self.problems, key=_severity, reverse=True)
+        worst.sort(key=lambda c: order.index(c.what) if c.what in order else len(order))
         if worst:
-            lines += ["", "problems, the worst first:", *_listed([told(c) for c in worst], 6)]
+            lines += ["", "problems:", *_listed([told(c) for c in worst], 6)]
         if self.unproven:
-            lines += ["", "variables that the outputs do not depend on:"]
-            lines += _listed([f"{path}: {how}" for path, how in self.unproven.items()])
+            unused = [c for c in self.checks if c.what == "proof" and c.status == UNUSED]
+            named = [f"{path}: {how}" for path, how in self.unproven.items() if not how.startswith(UNUSED)]
+            named += [f"{c.path}: {c.note}" for c in unused[:2]]
+            named += [f"and {len(unused) - 2} more that are not used"] * (len(unused) > 2)
+            lines += ["", "variables that the outputs do not depend on:", *_listed(named)]
         notes = [*(told(c) for c in self.checks if c.status == NOT_RUN), *self.notes]
         if notes:
             lines += ["", "notes:", *_listed(notes)]
