@@ -35,6 +35,7 @@ from bridges.mapping._rule import frozen, thawed
 
 if TYPE_CHECKING:
     from bridges.mapping._axes import AxisNames
+    from bridges.mapping._optimizer_plan import OptimizerPlan
 
 EXACT, ROUNDING = "exact", "exact to rounding"
 EVALUATION, NOT_EXACT = "exact for evaluation only", "not exact"
@@ -223,21 +224,42 @@ class Plan:
             out.update(zip(item.sources, item.inverse([state[p] for p in item.targets]), strict=True))
         return State(out, self.src.declared)
 
-    def optimizer(self, opt_state: Any, src_params: Any, dst_params: Any) -> Any:
+    def optimizer(self, opt_state: Any, src_params: Any, dst_params: Any, tx: Any = None, *, dst_tx: Any = None) -> Any:
         """Returns the native optax state of the target for that of the source.
 
+        All refusals come before an array is read. Only the state is seen: what a transformation does to a whole leaf
+        without keeping a state (trust ratios, clipping by block) is not, unless `tx` is given.
+
         Args:
-          opt_state: The state of any optax transformation over `src_params`.
-          src_params: The source's native parameter tree (or `State`), as given to `tx.init`.
+          opt_state: The state of any optax transformation over `src_params`; that of an `nnx.Optimizer` is its
+            `opt_state`, that of a `TrainState` too. NNX Variables are replaced by their arrays.
+          src_params: The source's native parameter tree (or `State`, or `nnx.state(model, nnx.Param)`), as given to
+            `tx.init`.
           dst_params: The target's; only structure, shapes and dtypes are read.
+          tx: The transformation itself: ten updates are then run at both ends from the converted state, and compared.
+          dst_tx: The target's, where it is written otherwise (labels or masks that name parameters).
 
         Raises:
-          StructureError: The leaves of a tree are not the plan's entries.
-          UnsupportedError: Part of the state cannot be carried; it is named, with the reason.
+          StructureError: The leaves of a tree are not the plan's entries; or the state is not one of `tx`.
+          UnsupportedError: Part of the state cannot be carried; it is named, with the reason. Or the updates differ.
         """
         from bridges.mapping._optimizer import convert
 
-        return convert(self, opt_state, src_params, dst_params)
+        return convert(self, opt_state, src_params, dst_params, tx, dst_tx)
+
+    def optimizer_plan(self, opt_state: Any, src_params: Any, dst_params: Any) -> OptimizerPlan:
+        """Returns how each leaf of an optimizer state becomes one of the target's; no array is read.
+
+        Args:
+          opt_state: As in `optimizer`; its leaves need a shape and a dtype only.
+          src_params, dst_params: As there.
+
+        Raises:
+          StructureError, UnsupportedError: As there.
+        """
+        from bridges.mapping._optimizer import plan_state
+
+        return plan_state(self, opt_state, src_params, dst_params)
 
     def axis_names(self, names: Mapping[str, tuple[Any, ...]]) -> AxisNames:
         """Returns the names of the target's axes (Linen's `names`, NNX's `out_sharding`) for those of the source.

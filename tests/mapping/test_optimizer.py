@@ -156,11 +156,11 @@ def test_adafactor_unreshaped():
 
 @pytest.mark.parametrize(
     ("ops", "shape", "reason"),
-    [(["transpose"], (140, 130), "factored"), (["reshape"], (130, 10, 14), "factored")],
+    [(["transpose"], (140, 130), "only a renaming"), (["reshape"], (130, 10, 14), "no exact")],
 )
 def test_factored_adafactor_under_a_change_of_shape_is_refused_by_name(ops, shape, reason):
     plan, src, dst = small(ops, (130, 140), shape)
-    with pytest.raises(UnsupportedError, match=rf"v_row.* of w is {reason}.*no exact"):
+    with pytest.raises(UnsupportedError, match=rf"v_row.* of w is factored.*{reason}"):
         plan.optimizer(optax.adafactor(1e-2).init(src), src, dst)
 
 
@@ -197,13 +197,6 @@ def test_signs_and_offsets(tx):
         updates, converted = tx.update({"k": -g["w"]}, converted, theirs)
         theirs = optax.apply_updates(theirs, updates)
     np.testing.assert_allclose(theirs["k"], 1 - params["w"], atol=1e-6)  # 1 - w rounds
-
-
-def test_a_scale_divides_first_and_second_moments():
-    plan, src, dst = small([{"op": "scale", "value": 4}], (3,), (3,))
-    opt = optax.ScaleByAdamState(jnp.zeros((), jnp.int32), {"w": jnp.full(3, 8.0)}, {"w": jnp.full(3, 32.0)})
-    new = plan.optimizer(opt, src, dst)
-    assert np.array_equal(new.mu["k"], np.full(3, 2.0)) and np.array_equal(new.nu["k"], np.full(3, 2.0))
 
 
 def test_a_scale_of_an_unknown_field_is_refused():
