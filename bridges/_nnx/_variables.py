@@ -33,7 +33,7 @@ def native_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
         return list(tree)
     try:
         if isinstance(tree, nnx.State):
-            return _state_leaves(tree)[0]
+            return state_leaves(tree)[0]
         flat = list(nnx.flatten(tree, graph=True)[1]) if not isinstance(tree, Mapping) or _holds_nnx(tree) else []
     except (TypeError, ValueError) as err:
         raise StructureError(
@@ -53,7 +53,7 @@ def _holds_nnx(tree: Any) -> bool:
     return any(isinstance(leaf, (nnx.Pytree, nnx.Variable)) for leaf in leaves)
 
 
-def _state_leaves(state: Any) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
+def state_leaves(state: Any) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
     items, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return [(tuple(_key(key) for key in keys), leaf) for keys, leaf in items], treedef
 
@@ -121,7 +121,7 @@ def unflatten(state: Mapping[str, Any], like: Any) -> nnx.State:
     native = like.native if isinstance(like, Spec) else like
     if not isinstance(native, nnx.State):
         native = nnx.from_flat_state(native_leaves(native))
-    pairs, treedef = _state_leaves(native)
+    pairs, treedef = state_leaves(native)
     leaves = [(Leaf.of(keys, leaf), leaf) for keys, leaf in pairs]
     check_apart(leaf for leaf, _ in leaves)
     wanted = State({path: want for leaf, _ in leaves for path, want in leaf.entries.items()})
