@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from bridges._nnx._leaves import Leaf, value_of
-from bridges._nnx._variables import _state_leaves, native_leaves
+from bridges._nnx._variables import native_leaves, state_leaves
 from bridges.core._errors import StructureError, hint, listing
 
 Names = tuple[Any, ...]
@@ -41,7 +41,7 @@ def with_axis_names(state: nnx.State, names: Mapping[str, Names], **metadata: An
     Raises:
       StructureError: A path is no Variable.
     """
-    pairs, treedef = _state_leaves(state)
+    pairs, treedef = state_leaves(state)
     described = [(Leaf.of(keys, native), native) for keys, native in pairs]
     have = [leaf.path for leaf, _ in described if leaf.type is not None]
     if wrong := [f"{path!r} is no Variable.{hint(path, have)}" for path in names if path not in have]:

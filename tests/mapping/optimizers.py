@@ -187,7 +187,7 @@ ROWS = {
     "lamb": row(lambda: ox.lamb(1e-2), **CUTS, shift=UNSEEN),
     "lars": row(lambda: ox.lars(1.0), **CUTS, shift=UNSEEN),
     # Without its line search, which lets rounding grow; that has a row of its own.
-    "lbfgs": row(lambda: ox.lbfgs(1e-2, memory_size=3, linesearch=None)),
+    "lbfgs": row(lambda: ox.lbfgs(1e-2, memory_size=3, linesearch=None), few=True),
     "lion": row(lambda: ox.lion(1e-2, weight_decay=0.0)),
     "madgrad": row(lambda: cb.madgrad(1e-2)),
     "masked": row(lambda: ox.masked(ox.adam(1e-2), lambda t: {k: not k.startswith("rest") for k in t})),
