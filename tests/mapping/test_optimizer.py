@@ -44,31 +44,21 @@ def group(tree):
     return jax.tree.map(lambda x: "few" if x.size < 10 else "many", tree)
 
 
+# A few over real models; `test_every_optimizer.py` has all, over made-up ones.
 OPTIMIZERS = {
     "adam": optax.adam(1e-2),
     "adam, bfloat16 moments": optax.adam(1e-2, mu_dtype=jnp.bfloat16),
-    "adamw": optax.adamw(1e-2),
-    "amsgrad": optax.amsgrad(1e-2),
     "sgd with momentum": optax.sgd(1e-2, momentum=0.9, nesterov=True),
-    "plain sgd": optax.sgd(1e-2),
-    "chain": optax.chain(optax.clip(0.3), optax.adam(1e-2)),
     "chain with a norm": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
-    "lion": optax.lion(1e-2),
-    "rmsprop": optax.rmsprop(1e-2, momentum=0.9),
-    "adagrad": optax.adagrad(1e-2),
     "lamb": optax.lamb(1e-2),
     "multi_transform": optax.multi_transform({"few": optax.sgd(1e-2, momentum=0.9), "many": optax.adam(1e-2)}, group),
     "masked": optax.masked(optax.adam(1e-2), lambda t: jax.tree.map(lambda g: g == "many", group(t))),
     "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 3),
-    "inject_hyperparams": optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(1e-2, 1e-3, 20)),
-    "schedule": optax.adam(optax.cosine_decay_schedule(1e-2, 20)),
-    "ema": optax.chain(optax.ema(0.9), optax.scale(-1e-2)),
-    "apply_if_finite": optax.apply_if_finite(optax.adam(1e-2), 3),
 }
-CONTROL_FLOW = {"MultiSteps", "apply_if_finite"}  # eagerly, each update would compile its branches anew
+CONTROL_FLOW = {"MultiSteps"}  # eagerly, each update would compile its branches anew
 # A norm over several entries sums in the order of the tree, which differs between the frameworks.
 # Compiled code may contract a multiplication and an addition in one place and not in another.
-TOLERANCE = {"chain with a norm": 1e-5, "lamb": 1e-5, "MultiSteps": 1e-6, "apply_if_finite": 1e-6}
+TOLERANCE = {"chain with a norm": 1e-5, "lamb": 1e-5, "MultiSteps": 1e-6}
 
 
 def start(spec, seed):
@@ -103,8 +93,7 @@ def convert_params(plan, src, dst, params, state):
 
 @pytest.mark.parametrize(
     ("name", "direction"),
-    [(name, "haiku to linen") for name in OPTIMIZERS]
-    + [(n, "linen to haiku") for n in ("adam", "masked", "MultiSteps")],
+    [(name, "haiku to linen") for name in OPTIMIZERS] + [(n, "linen to haiku") for n in ("adam", "masked")],
 )
 def test_ten_more_updates_equal_the_sources(name, direction):
     tx = OPTIMIZERS[name]
