@@ -31,13 +31,12 @@ from converters._carried import Move, moved, optimizers, twins
 from converters._contents import Contents, contents
 from converters._errors import CheckpointError
 from converters._layout import laid_out
-from converters._models import Model
+from converters._models import FRAMEWORKS, Model
 from converters._stream import Stream
 from converters._structure import mapped
 from converters._tracked import plain, tracked
 from converters.formats import Checkpoint, Format, LazyLeaf, read_leaf
 
-_FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 _READERS = ("layout", "dtypes", "unlisted")  # texts by which formats tell what they found
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
 
@@ -94,8 +93,8 @@ class Job:
         source, path = pathlib.Path(src), pathlib.Path(dst)
         check_places(source, path, overwrite)
         row = formats.target_format(path, format)
-        if to is not None and to not in _FRAMEWORKS:
-            raise UnsupportedError(f"to={to!r} is no framework.{hint(to, _FRAMEWORKS)} There are {list(_FRAMEWORKS)}.")
+        if to is not None and to not in FRAMEWORKS:
+            raise UnsupportedError(f"to={to!r} is no framework.{hint(to, FRAMEWORKS)} There are {list(FRAMEWORKS)}.")
         checkpoint = formats.read(source, src_format, **(options or {}))
         checkpoint = dataclasses.replace(checkpoint, tree=tracked(checkpoint.tree))
         given = dict(kwargs or {})
@@ -120,7 +119,7 @@ class Job:
             if to is None and mapping is not None:
                 raise UnsupportedError(
                     "A mapping does not say of which framework its target is: name the target's model (--into), or the"
-                    f" framework (--to {', '.join(_FRAMEWORKS)})."
+                    f" framework (--to {', '.join(FRAMEWORKS)})."
                 )
             to = to or found.framework
             rules = rules_for(mapping, found, to, dst_spec)
@@ -272,7 +271,7 @@ def _planned(job: Job, src_spec: Spec, spec: Spec, model: Model | None, tx: Any)
     moves, made = moved(stream, plan.items, found.variables)
     if plan.dst_random:
         if job.format.name == "orbax" and model is not None and to == "nnx":
-            made.update(own := _random_state(model, plan.dst_random))
+            made.update(own := model.random_state(plan.dst_random))
             notes.append(f"Random state is the target model's own: {', '.join(own)}")
         else:
             notes.append(f"Random state is not written, the target keeps its own: {', '.join(plan.dst_random)}")
@@ -305,19 +304,3 @@ def _step(states: Mapping[Any, Any]) -> Any:
         return None
     leaf = next(iter(counts.values()))
     return LazyLeaf((), np.uint32, lambda: np.asarray(read_leaf(leaf)).astype(np.uint32))
-
-
-def _random_state(model: Model, paths: Sequence[str]) -> dict[str, Any]:
-    """Returns the random state that the model itself begins with; no weight is initialised to find it."""
-    from flax import nnx
-
-    from bridges._nnx._variables import flatten
-
-    made = model.model
-    if isinstance(made, nnx.Pytree):
-        state = flatten(made)
-        return {path: state[path] for path in paths}
-    from bridges.nnx_adapter import init
-
-    # What is not returned is not computed: XLA leaves the initialisers of the weights out.
-    return dict(jax.jit(lambda: {path: init(made, 0)[path] for path in paths})())

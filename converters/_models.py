@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +28,7 @@ from bridges.core._pure import init, pure
 from bridges.core._spec import Spec
 from bridges.core._state import State
 
+FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 _ADAPTERS = {"haiku": "bridges.haiku_adapter", "linen": "bridges.linen_adapter", "nnx": "bridges.nnx_adapter"}
 
 
@@ -59,7 +60,7 @@ class Model:
         if isinstance(model, Model):
             return model
         name = name or getattr(model, "__name__", "") or type(model).__name__
-        if found := _framework(model):
+        if found := framework_of(model):
             return cls(found, model, name)
         if not callable(model):
             raise ModelError(
@@ -71,7 +72,7 @@ class Model:
             return cls("nnx", model, name)
         if _takes(model):
             made = model()
-            if found := _framework(made):
+            if found := framework_of(made):
                 return cls(found, model if found == "nnx" else made, name)
         return cls("haiku", model, name)
 
@@ -92,7 +93,7 @@ class Model:
                 names = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
                 raise ModelError(f"{reference!r}: {place} has no attribute {part!r}.{hint(part, names)}")
             found = getattr(found, part)
-        if inspect.isclass(found) and _framework(found) == "linen":
+        if inspect.isclass(found) and framework_of(found) == "linen":
             raise ModelError(f"{reference!r} is a Linen class. Name an instance: model = {attribute}(…) in {place}.")
         return cls.of(found, reference)
 
@@ -126,6 +127,21 @@ class Model:
             return init(self.model)({}, *args, seed=rngs, **kwargs)
         return self.adapter().init(self.model, rngs, *args, **kwargs)
 
+    def random_state(self, paths: Iterable[str]) -> dict[str, Any]:
+        """Returns these entries (random keys and their counts) as a new model has them, or an instance does.
+
+        What is not returned is not computed: XLA leaves the initialisers of the weights out.
+        """
+        wanted = list(paths)
+        if not wanted:
+            return {}
+
+        def made() -> dict[str, Any]:
+            state = self.init(0)
+            return {path: state[path] for path in wanted}
+
+        return dict(jax.jit(made)())
+
     def apply(self, state: Mapping[str, Any], *args: Any, rngs: Any = None, **kwargs: Any) -> tuple[Any, State]:
         """Returns the output and the state after a call, in this order, whatever the framework."""
         if self.framework == "core":
@@ -134,7 +150,7 @@ class Model:
         return self.adapter().apply(self.model, state, *args, rngs=rngs, **kwargs)
 
 
-def _framework(model: Any) -> str | None:
+def framework_of(model: Any) -> str | None:
     """Returns the framework of an object or class that bears a mark of one; nothing is imported to find out."""
     model = model.func if isinstance(model, functools.partial) else model
     haiku, linen, nnx = (sys.modules.get(name) for name in ("haiku", "flax.linen", "flax.nnx"))

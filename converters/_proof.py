@@ -86,8 +86,7 @@ def _read(entries: Mapping[str, Any], wanted: State) -> State:
 def _function(model: Model, spec: Spec, kwargs: Mapping[str, Any], train: bool = False) -> Callable[..., Any]:
     """Returns the model as a function of flat variables; it has its own random state beside what is converted."""
     random = {p for p in spec.entries if (kind := spec.entries.kind(p)) and issubclass(kind_type(kind), RngState)}
-    made = model.init(0) if random and model.framework == "nnx" else {}
-    own = {path: made[path] for path in random if path in made}
+    own = model.random_state(random) if model.framework == "nnx" else {}
 
     def apply(variables: Mapping[str, Any], *inputs: Any) -> Any:
         out, state = model.apply(State({**own, **variables}, spec.entries.declared), *inputs, **kwargs)

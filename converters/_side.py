@@ -9,7 +9,6 @@ Invariant: `side.run(flat, inputs)` reads exactly the entries that it is given, 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ from bridges.core._errors import BridgeError, StructureError, hint, listing
 from bridges.core._flat import escape, flatten, unescape
 from bridges.core._spec import Spec
 from bridges.core._state import State
-
-FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
+from converters._models import Model
+from converters._models import framework_of as shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +59,8 @@ def framework_of(model: Any) -> str | None:
     >>> framework_of(lambda variables, x: x) is None
     True
     """
-    cls = model if isinstance(model, type) else type(model)
-    if issubclass(cls, bridges.Module):
-        return "flat"
-    for base in cls.__mro__:
-        if base.__module__.startswith("haiku."):
-            return "haiku"
-        if base.__module__.startswith("flax.linen"):
-            return "linen"
-        if base.__module__.startswith("flax.nnx"):
-            return "nnx"
-    return None
+    found = model.framework if isinstance(model, Model) else shown(model)
+    return "flat" if found == "core" else found
 
 
 def model_side(model: Any, framework: str, inputs: Sequence[Any], end: str) -> Side:
@@ -82,26 +72,14 @@ def model_side(model: Any, framework: str, inputs: Sequence[Any], end: str) -> S
       inputs: The model's inputs.
       end: 'source' or 'target'.
     """
-    if framework == "flat":
-        abstract, _ = jax.eval_shape(lambda: (bridges.init(model)({}, *inputs, seed=0), 0))
-        pure = bridges.pure(model)
-
-        def run_flat(flat: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, Mapping[str, Any] | None]:
-            state, out = pure(State(flat, abstract.declared), *inputs)
-            return out, state
-
-        return Side(end, run_flat, Spec.of(abstract))
-    adapter = importlib.import_module(f"bridges.{framework}_adapter")
-    spec = adapter.spec(model, *inputs)
-    extras = {}
+    kind = "core" if framework == "flat" else framework
+    made = model if isinstance(model, Model) else Model(kind, model, f"the {end}")
+    spec = made.spec(*inputs)
     random = [p for p, x in spec.entries.items() if framework == "nnx" and _random(spec.entries, p, x)]
-    if random:
-        made = adapter.init(model, 0)
-        extras = {path: made[path] for path in random}
+    extras = made.random_state(random)
 
     def run(flat: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[Any, Mapping[str, Any] | None]:
-        out, state = adapter.apply(model, State(flat, spec.entries.declared), *inputs)
-        return out, state
+        return made.apply(State(flat, spec.entries.declared), *inputs)
 
     return Side(end, run, spec, extras)
 

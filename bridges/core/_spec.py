@@ -7,6 +7,7 @@ kinds it carries the layers that the model is made of, with the hyperparameters 
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -37,8 +38,8 @@ class Layer:
     @classmethod
     def of(
         cls,
-        module: type,
-        roots: tuple[type, ...],
+        module: builtins.type,
+        roots: tuple[builtins.type, ...],
         framework: str,
         hyperparameters: Mapping[str, Any],
         lifted: str = "",
