@@ -6,16 +6,17 @@ changed (the usual case: the converted model was trained on) goes back by the in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from bridges.core._errors import EntryShapeError, StructureError, UnsupportedError, describe, hint, listing
+from bridges.core._errors import BridgeError, EntryShapeError, StructureError, UnsupportedError, describe, hint, listing
 from bridges.core._flat import escape, flatten
 from bridges.mapping._plan import KEY_DTYPES, dtype_of
 from converters import formats
@@ -23,7 +24,7 @@ from converters._atomic import replacing_all
 from converters._convert import Conversion
 from converters._errors import CheckpointError
 from converters._job import check_places
-from converters._ledger import Ledger, checksum_of_file, checksums
+from converters._ledger import Ledger, checksums, checksums_of_file
 from converters._manifest import Manifest, manifest_of, residue_of
 from converters._stream import Stream
 from converters._structure import built, mapped
@@ -64,15 +65,17 @@ def convert_back(
     row = formats.format_of(format or found.source["format"])
     checkpoint = formats.read(source, found.target["format"])
     leaves = flatten(tracked(checkpoint.tree))
-    _check(leaves, found)
+    with _trusted(note):
+        _check(leaves, found)
     residue = _residue(found, note)
-    restored, changed, lost = _restored(leaves, found, residue)
     wanted = found.source["entries"]
-    tree = built(found.source["structure"], [_as_was(restored[p], wanted[p], p) for p in wanted])
+    with _trusted(note):
+        restored, changed, lost = _restored(leaves, found, residue)
+        tree = built(found.source["structure"], [_as_was(restored[p], wanted[p], p) for p in wanted])
     if problems := row.module().problems(mapped(lambda _, leaf: plain(leaf), tree)):
         raise UnsupportedError(f"The format {row.name} cannot hold everything:\n" + listing(problems))
     notes: list[str] = []
-    with replacing_all([path, residue_of(path), manifest_of(path)], overwrite) as (temporary, *_):
+    with replacing_all([path, residue_of(path), manifest_of(path)], overwrite) as (temporary, *_), _trusted(note):
         with Ledger(progress, contiguous=row.name == "orbax") as ledger:
             metadata = found.source.get("metadata", {}) if row.name == found.source["format"] else {}
             row.module().write(temporary, mapped(ledger.pulled, tree), metadata)
@@ -85,7 +88,7 @@ def convert_back(
                 + listing(map(repr, wrong))
                 + "\nThe manifest or the residue does not belong to this file, or is damaged."
             )
-        same = checksum_of_file(temporary) == found.source["sha256"]
+        same = checksums_of_file(temporary) == found.source["file"]
     if not changed:
         notes.append("Every array is as it was, bit for bit" + ("; so is the file" if same else ""))
     else:
@@ -96,6 +99,17 @@ def convert_back(
     reasons = tuple(found.given["reasons"]) if lost else ()
     verdict = "exact" if not lost else found.given["verdict"]
     return Conversion(source, path, found.plan, verdict, reasons, tuple(notes), nbytes, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _trusted(note: pathlib.Path) -> Iterator[None]:
+    """A manifest is a file that anybody may have written: what its values lead to is one error that names it."""
+    try:
+        yield
+    except (BridgeError, OSError):
+        raise
+    except Exception as err:
+        raise CheckpointError(f"{note} is damaged, or not of this file: {type(err).__name__}: {err}") from err
 
 
 def _check(leaves: Mapping[str, Any], found: Manifest) -> None:
@@ -121,7 +135,7 @@ def _residue(found: Manifest, note: pathlib.Path) -> dict[str, Any]:
     file = note.with_name(found.residue["name"])
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: the way back needs it, see {note}.")
-    if checksum_of_file(file) != found.residue["sha256"]:
+    if checksums_of_file(file) != found.residue["file"]:
         raise CheckpointError(f"{file} is not the one that {note} was written with: its checksum differs.")
     return flatten(formats.read(file, "npz").tree)
 

@@ -18,7 +18,7 @@ from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 from converters._atomic import replacing_all
 from converters._job import Job
-from converters._ledger import Ledger, checksum_of_file
+from converters._ledger import Ledger, checksums_of_file
 from converters._manifest import Way, end, manifest_of, residue_of, ways, written
 from converters._outline import size
 from converters._structure import mapped
@@ -160,7 +160,7 @@ def run(
                 for path in way.item.sources:
                     ledger.read(path, leaves[path])
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            whole = pool.submit(checksum_of_file, job.source.path) if manifest else None
+            whole = pool.submit(checksums_of_file, job.source.path) if manifest else None
             job.format.module().write(temporary, mapped(ledger.pulled, job.tree), job.metadata)
             if lost:
                 npz.write(residue, {path: _storable(leaf) for path, leaf in lost.items()}, {})
@@ -210,7 +210,7 @@ def _write_manifest(
     found: Sequence[Way],
     lost: Mapping[str, Any],
     ledger: Ledger,
-    whole: str,
+    whole: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
     pulled, seen = ledger.sums()
@@ -226,7 +226,7 @@ def _write_manifest(
         {"sha256": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
     )
     held = (
-        {"name": residue_of(job.path).name, "sha256": checksum_of_file(residue), "entries": sorted(lost)}
+        {"name": residue_of(job.path).name, "file": checksums_of_file(residue), "entries": sorted(lost)}
         if lost
         else None
     )

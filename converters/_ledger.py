@@ -2,8 +2,7 @@
 
 One leaf is summed in a thread while it is written; the next one waits for it, so that one is in memory. What is summed
 are the elements in row-major order, little endian; of a typed random key, its data; of a text, its UTF-8. CRC-32 tells
-whether an array is what it was at twice the speed of SHA-256, which is taken as well where a decision hangs on it, and of
-the whole file.
+whether an array is what it was at twice the speed of SHA-256, which is taken as well where a decision hangs on it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from converters.formats import LazyLeaf, read_leaf
 from converters.formats._entries import blocks
 
 _PIECE = 1 << 20
+SMALL = 256 << 20
 Sums = concurrent.futures.Future[dict[str, str]]
 
 
@@ -52,21 +52,24 @@ def checksums(leaf: Any, strong: bool = False) -> dict[str, str]:
     return {"crc32": f"{crc:08x}", **({"sha256": sha.hexdigest()} if strong else {})}
 
 
-def checksum_of_file(path: pathlib.Path) -> str:
-    """Returns SHA-256 of a file; of a directory, of its files' names and checksums in order."""
+def checksums_of_file(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the size and the checksums of a file; of a directory, of its files' names and checksums in order.
+
+    SHA-256, which takes longer than copying a file does, is among them up to `SMALL` bytes only.
+    """
     if path.is_dir():
-        lines = [
-            f"{checksum_of_file(file)}  {file.relative_to(path).as_posix()}\n"
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    total = hashlib.sha256()
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        found = [(file.relative_to(path).as_posix(), checksums_of_file(file)) for file in files]
+        text = "".join(f"{sums['crc32']}  {sums.get('sha256', '')}  {name}\n" for name, sums in found)
+        return {"bytes": sum(sums["bytes"] for _, sums in found), **checksums(text, strong=True)}
+    count, crc, sha = path.stat().st_size, 0, hashlib.sha256()
     buffer = memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            total.update(buffer[:count])
-    return total.hexdigest()
+        while got := file.readinto(buffer):
+            crc = zlib.crc32(buffer[:got], crc)
+            if count <= SMALL:
+                sha.update(buffer[:got])
+    return {"bytes": count, "crc32": f"{crc:08x}", **({"sha256": sha.hexdigest()} if count <= SMALL else {})}
 
 
 class Ledger:

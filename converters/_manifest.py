@@ -246,17 +246,37 @@ class Manifest:
             raise CheckpointError(
                 f"{path} does not exist: the way back needs the manifest that the conversion wrote beside its output."
             ) from err
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, RecursionError) as err:
             raise CheckpointError(f"{path} is no manifest: {err}") from err
         if not isinstance(given, dict) or given.get("bridges_manifest") != VERSION:
             raise CheckpointError(
                 f"{path} is no manifest of version {VERSION} (bridges_manifest is missing or another)."
             )
         try:
-            back = tuple(map(Way.of, given["back"]))
-            return cls(path, given["source"], given["target"], back, given["residue"], given)
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
-            raise CheckpointError(f"{path} is damaged: {err}") from err
+            found = cls(
+                path, given["source"], given["target"], tuple(map(Way.of, given["back"])), given["residue"], given
+            )
+            found._check()
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+            raise CheckpointError(f"{path} is damaged: {type(err).__name__}: {err}") from err
+
+    def _check(self) -> None:
+        """Raises whatever Python likes unless all parts that the way back reads are there and name one another."""
+        ends = [dict(end["entries"]) for end in (self.source, self.target)]
+        for end in (self.source, self.target):
+            if not all(isinstance(end[key], str) for key in ("name", "format", "framework")):
+                raise ValueError("an end has no name, format or framework")
+        if not isinstance(self.source["file"], dict):
+            raise ValueError("the source has no checksum")
+        _ = self.plan, self.mapping  # they are there, and whole
+        for way in self.ways:
+            if not all(p in ends[0] for p in way.item.sources) or not all(p in ends[1] for p in way.item.targets):
+                raise ValueError(f"{way.item.sources} -> {way.item.targets} are not entries")
+        if self.residue is not None:
+            name = self.residue["name"]
+            if pathlib.PurePath(name).name != name or not isinstance(self.residue["file"], dict):
+                raise ValueError(f"the residue {name!r} is no file beside the manifest")
 
     @property
     def plan(self) -> Plan | None:

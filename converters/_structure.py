@@ -82,7 +82,7 @@ def built(structure: Any, leaves: Sequence[Any]) -> Any:
         name, fields, _ = rest
         cls: Any = tuples.known(name, len(fields)) or tuples.made(name, tuple(fields))
         return cls(*children)
-    except (TypeError, ValueError, IndexError, KeyError) as err:
+    except (TypeError, ValueError, IndexError, KeyError, RecursionError) as err:
         raise CheckpointError(f"The manifest's structure is damaged: {err}.") from err
 
 

@@ -195,7 +195,7 @@ def test_killed_at_any_moment(tmp_path):
         if (tmp_path / "out.safetensors.manifest.json").exists():
             seen.add("manifest")
             said = json.loads((tmp_path / "out.safetensors.manifest.json").read_text())["source"]
-            assert said["name"] == of[0] and said["sha256"] == hashlib.sha256(sources[of[0]]).hexdigest()
+            assert said["name"] == of[0] and said["file"]["sha256"] == hashlib.sha256(sources[of[0]]).hexdigest()
     assert {name: (tmp_path / name).read_bytes() for name in trees} == sources
     assert {".part", "manifest"} <= seen, seen  # it was killed in the middle, and not always at the start
     converters.convert(tmp_path / "a.npz", tmp_path / "out.safetensors", to="flat", overwrite=True)
