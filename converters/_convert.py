@@ -223,7 +223,7 @@ def _write_manifest(
         end(job.path.name, job.format.name, job.framework, job.tree, pulled),
     )
     ends[0].update(
-        {"sha256": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
+        {"file": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
     )
     held = (
         {"name": residue_of(job.path).name, "file": checksums_of_file(residue), "entries": sorted(lost)}

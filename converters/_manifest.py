@@ -275,7 +275,7 @@ class Manifest:
                 raise ValueError(f"{way.item.sources} -> {way.item.targets} are not entries")
         if self.residue is not None:
             name = self.residue["name"]
-            if pathlib.PurePath(name).name != name or not isinstance(self.residue["file"], dict):
+            if not name or pathlib.PurePath(name).name != name or not isinstance(self.residue["file"], dict):
                 raise ValueError(f"the residue {name!r} is no file beside the manifest")
 
     @property

@@ -16,9 +16,6 @@ from bridges.param_mapping import conventions
 from tests.converters.nets import HAIKU, LINEN, NNX, X, haiku_variables, linen_variables, randomised
 from tests.converters.test_convert import same
 
-# For the time being: the two land one after the other.
-pytest.importorskip("bridges.mapping._optimizer_plan", reason="states of optimizers as lazy leaves follow")
-
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 TO_LINEN = {"src_model": HAIKU, "dst_model": LINEN, "inputs": (X,)}
 

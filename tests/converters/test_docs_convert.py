@@ -3,11 +3,6 @@
 import pathlib
 import re
 
-import pytest
-
-# For the time being: the two land one after the other.
-pytest.importorskip("bridges.mapping._optimizer_plan", reason="states of optimizers as lazy leaves follow")
-
 FILE = pathlib.Path(__file__).parents[2] / "docs" / "convert.md"
 
 
