@@ -222,9 +222,7 @@ def _write_manifest(
         end(source.path.name, source.format, framework, source.tree, seen),
         end(job.path.name, job.format.name, job.framework, job.tree, pulled),
     )
-    ends[0].update(
-        {"file": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
-    )
+    ends[0].update({"file": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)})
     held = (
         {"name": residue_of(job.path).name, "file": checksums_of_file(residue), "entries": sorted(lost)}
         if lost
