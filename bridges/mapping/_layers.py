@@ -133,12 +133,12 @@ class LayerMatcher:
             index.add(template, n)
         parents = {m[:at] for m in free[0] for at in (i for i, c in enumerate(m) if c == "/")}
         every, filled = dict(free[1]), set[str]()
-        modules = (
-            {m for path in self.draft.ends[1] for m in above(cut(path)[1])} if self.draft.unrolled[1].copies else set()
-        )
+        modules: set[str] = set()
 
         def beyond(goal: str) -> bool:
-            return "/[" in f"/{goal}" and goal not in modules
+            if not modules:
+                modules.update(m for path in self.draft.ends[1] for m in above(cut(path)[1]))
+            return goal not in modules
 
         used: set[int] = set()
         taken: dict[str, str] = {}
@@ -150,7 +150,7 @@ class LayerMatcher:
             used.update(n for n, _ in matches)
             first = min(given[n][0] for n, _ in matches)
             goals = {given[n][2].format(values): given[n][1] for n, values in matches if given[n][0] == first}
-            if len(goals) > 1:  # a line is not for what lies beyond the end of a stack
+            if len(goals) > 1:  # a line is not for what lies beyond the end of a list or stack
                 goals = {goal: line for goal, line in goals.items() if not beyond(goal)} or goals
             if len(set(goals.values())) > 1:
                 self.draft.problems.append(

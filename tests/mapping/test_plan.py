@@ -370,7 +370,10 @@ def test_an_unused_module_line_is_an_error():
 
 def test_module_lines_that_differ_are_ambiguous():
     src, dst = arrays(params__a__w=(2,)), arrays(params__b__w=(2,))
-    assert "[modules] sends 'a' to 'a', 'b'" in problems(Mapping.of(modules={"a": "b", "{m}": "{m}"}), src, dst)
+    both = Mapping.of(modules={"a": "b", "{m}": "{m}"})
+    there = arrays(params__a__w=(2,), params__b__w=(2,))
+    assert "[modules] sends 'a' to 'a', 'b'" in problems(both, src, there)
+    assert len(both.plan(src, dst)) == 1  # the target has no 'a' that the second line could mean
     first = Mapping.of(modules={"a": "b"}) | Mapping.of(modules={"{m}": "{m}"})
     assert len(first.plan(src, dst)) == 1
 
@@ -393,3 +396,18 @@ def test_what_could_be_two_layers_is_listed():
     spec = dataclasses.replace(Spec.of(src), layers={"a": Layer("x.B")})
     plan = Mapping.of(layers=typed).plan(spec, dst)
     assert np.array_equal(plan.forward(src)["params/b/k"], src["params/a/w"].T)
+
+
+def test_a_line_is_not_for_what_lies_beyond_the_end_of_a_list():
+    """Two lines for two groups of one list: each also fits numbers for which its own group has no module."""
+    src = {f"params/layers/{i}/kernel": np.ones((2, 2)) for i in range(5)}
+    dst = {f"params/{g}/linear_{i}/w": np.ones((2, 2)) for g, count in (("a", 2), ("b", 3)) for i in range(count)}
+    lines = {"layers/{i:int}": "a/linear_{i:int}", "layers/{i+2:int}": "b/linear_{i:int}"}
+    plan = (Mapping.of(modules=lines) | conventions("nnx", "haiku")).plan(src, dst)
+    assert {s: d for s, d, _ in plan.placements} == {
+        "layers/0": "a/linear_0", "layers/1": "a/linear_1",
+        "layers/2": "b/linear_0", "layers/3": "b/linear_1", "layers/4": "b/linear_2",
+    }  # fmt: skip
+    with pytest.raises(MappingError, match="make one of the lines narrower"):
+        more = {**dst, "params/a/linear_2/w": np.ones((2, 2))}
+        (Mapping.of(modules=lines) | conventions("nnx", "haiku")).plan(src, more)
