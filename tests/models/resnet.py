@@ -91,8 +91,7 @@ HAIKU_TO_LINEN = {
     for group in range(4)
 }
 NNX_TO_HAIKU = {
-    f"layers/{sum(COUNTS[:group]) + i}": f"res_net50/~/block_group_{group}/~/block_{i}"
+    f"layers/{{i+{sum(COUNTS[:group])}:int}}": f"res_net50/~/block_group_{group}/~/block_{{i:int}}"
     for group in range(4)
-    for i in range(COUNTS[group])
 }
 LINES = {("haiku", "linen"): HAIKU_TO_LINEN, ("nnx", "haiku"): NNX_TO_HAIKU}
