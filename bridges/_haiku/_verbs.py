@@ -8,12 +8,13 @@ from typing import Any
 import jax
 
 from bridges._haiku._abstract import abstract_init
-from bridges._haiku._part import Multi, Part, part_of
+from bridges._haiku._part import Multi, Part, arrays_abstract, part_of
 from bridges._haiku._run import Call, Runner, init_explained
 from bridges._haiku._tree import flatten, kind
 from bridges.core._errors import SeedError
 from bridges.core._spec import Spec
 from bridges.core._state import State
+from bridges.core._uses import uses
 
 
 def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any) -> Spec:
@@ -42,7 +43,14 @@ def spec(model: Any, *args: Any, method: str | int | None = None, **kwargs: Any)
     part, method = part_of(model), _named(method)
     _check(part, method)
     found = abstract_init(part, method, (args, kwargs))
-    return Spec(flatten(*found.native), "haiku", found.layers, found.native, found.stacks, found.called)
+    entries = flatten(*found.native)
+    shapes, fill = arrays_abstract((args, kwargs))
+
+    def run(state: dict[str, Any], arrays: list[Any]) -> Any:
+        given, named = fill(arrays)
+        return apply(model, State(state, entries.declared), *given, rngs=0, method=method, **named)[0]
+
+    return Spec(entries, "haiku", found.layers, found.native, found.stacks, found.called, uses(run, entries, shapes))
 
 
 def init(model: Any, rng: Any, /, *args: Any, method: str | int | None = None, **kwargs: Any) -> State:

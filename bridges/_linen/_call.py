@@ -61,14 +61,18 @@ class Call:
 
     def abstract(self, fn: Callable[..., Any], *trees: Any) -> Any:
         """Returns the shapes of `fn(call, *trees)`, with the arrays among the arguments and the trees abstract."""
+        arrays, filled = self.opened()
+        return jax.eval_shape(lambda arrays, *trees: fn(filled(arrays), *trees), arrays, *trees)
+
+    def opened(self) -> tuple[dict[int, Any], Callable[[dict[int, Any]], Call]]:
+        """Returns the arrays among the arguments, and what makes the call with others in their place."""
         leaves, treedef = jax.tree.flatten((self.args, self.kwargs))
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
 
-        def evaluate(arrays: dict[int, Any], *trees: Any) -> Any:
+        def filled(arrays: dict[int, Any]) -> Call:
             args, kwargs = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-            return fn(Call(self.model, self.method, args, kwargs), *trees)
+            return Call(self.model, self.method, args, kwargs)
 
-        return jax.eval_shape(evaluate, arrays, *trees)
+        return {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}, filled
 
     def abstract_init(self, rngs: Rngs = None) -> Any:
         """Returns the variables that `init` would create, as `jax.ShapeDtypeStruct`; of `rngs` only names matter."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from bridges._linen._axes import Watch, stacks_of
 from bridges._linen._call import Call
-from bridges._linen._variables import flatten
+from bridges._linen._variables import flatten, unflatten
 from bridges.core import _flat
 from bridges.core._spec import Layer, Spec, plain
+from bridges.core._state import State
+from bridges.core._uses import uses
 
 
 def _module(value: Any) -> str | None:
@@ -63,4 +66,11 @@ def spec(model: nn.Module, *args: Any, rngs: Any = None, method: Any = None, **k
         native = call.abstract_init(rngs)
     entries = flatten(native)
     stacks = stacks_of(call, rngs, watch, entries)
-    return Spec(entries, "linen", layers, native, stacks, tuple(layers))
+    arrays, filled = call.opened()
+
+    def run(state: dict[str, Any], arrays: dict[int, Any]) -> Any:
+        keys = dict.fromkeys(("params", *(rngs if isinstance(rngs, Mapping) else ())), jax.random.key(0))
+        variables = unflatten(State(state, entries.declared), native)
+        return filled(arrays).apply(variables, keys, mutable=True)[0]
+
+    return Spec(entries, "linen", layers, native, stacks, tuple(layers), uses(run, entries, arrays))

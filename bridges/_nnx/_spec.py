@@ -14,6 +14,7 @@ from bridges._nnx._template import Template
 from bridges._nnx._variables import flatten
 from bridges.core._kind import RngState, Variable, kind_type
 from bridges.core._spec import Layer, Spec, plain
+from bridges.core._uses import Use, uses
 
 
 def layer_of(module: Any) -> Layer:
@@ -45,8 +46,12 @@ def constructor(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ma
     The other adapters' verbs take a model's inputs. An NNX model is made without, so that inputs decide nothing; they are
     let pass, and one call serves models of every framework.
     """
-    inputs = isinstance(model, nnx.Pytree) or any(map(is_array, jax.tree.leaves((args, kwargs))))
+    inputs = isinstance(model, nnx.Pytree) or _inputs(args, kwargs)
     return Maker(model, () if inputs else args, {} if inputs else kwargs)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return any(map(is_array, jax.tree.leaves((args, kwargs))))
 
 
 def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
@@ -56,7 +61,7 @@ def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
       model: A module instance; or a class, a function that returns a module, or a `functools.partial` of one, which is
         run in abstract. A parameter `rngs` that is left open is given one stream.
       *args, **kwargs: Arguments of the class or function; or the model's inputs, if there are arrays (or
-        `jax.ShapeDtypeStruct`) among them: an NNX model does not need these to be made.
+        `jax.ShapeDtypeStruct`) among them: an NNX model is made without these, but its `uses` are known with them only.
 
     Returns:
       A `Spec` with `layers` by module path (`''` is the model itself), with the public attributes of each module as
@@ -80,9 +85,23 @@ def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
         shapes.update(shapes_of(module))
         return module
 
-    native = Template.traced(make).native()
+    template = Template.traced(make)
+    native = template.native()
     entries = flatten(native)
     fixed = {
         path: x for path, x in entries.items() if not issubclass(kind_type(entries.kind(path) or Variable), RngState)
     }
-    return Spec(entries, "nnx", layers, native, stacks_of(fixed, shapes, layers))
+    used = _uses(template.flagged((("train", False),)), args, kwargs) if _inputs(args, kwargs) else {}
+    return Spec(entries, "nnx", layers, native, stacks_of(fixed, shapes, layers), uses=used)
+
+
+def _uses(template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Use]:
+    """Returns the uses of the entries of a module that is called with these inputs, in evaluation mode."""
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
+
+    def run(entries: dict[str, Any], arrays: dict[int, Any]) -> Any:
+        given, named = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return template.build(entries)[0](*given, **named)
+
+    return uses(run, template.entries, arrays)

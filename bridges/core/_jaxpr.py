@@ -77,3 +77,35 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
     """Traces `fn(*args)` once, with every leaf of `args` abstract."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     return Traced(closed, jax.tree.structure(args), shape)
+
+
+def inner(eqn: Any) -> list[tuple[Any, slice, slice, slice, slice]]:
+    """Returns the jaxprs inside an equation, none where it has none whose inputs are known to be the equation's.
+
+    Each comes with the slice of the equation's inputs that are its own, the slice of these that it carries from one
+    iteration to the next, the slice of its outputs that are the equation's, and the slice of the equation's inputs that a
+    scan reads from the last to the first.
+    """
+    none, all_ = slice(0, 0), slice(None)
+    params, count = eqn.params, len(eqn.invars)
+    name = eqn.primitive.name
+    if name == "while":
+        first, body = params["cond_nconsts"], params["body_nconsts"]
+        return [(_open(params["body_jaxpr"]), slice(first, None), slice(body, None), all_, none)]
+    if name == "scan":
+        constants = params["num_consts"]
+        carried = slice(constants, constants + params["num_carry"])
+        back = slice(carried.stop, None) if params["reverse"] else none
+        return [(_open(params["jaxpr"]), all_, carried, all_, back)]
+    if name == "cond":
+        return [(_open(branch), slice(1, None), none, all_, none) for branch in params["branches"]]
+    bodies = [_open(value) for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+    return [
+        (body, all_, none, all_, none)
+        for body in bodies[:1]
+        if len(body.invars) == count and len(body.outvars) == len(eqn.outvars)
+    ]
+
+
+def _open(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)

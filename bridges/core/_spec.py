@@ -18,6 +18,7 @@ import numpy as np
 
 from bridges.core._errors import describe
 from bridges.core._state import State
+from bridges.core._uses import Use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Spec:
       stacks: Module path -> the stacks of this very module and all below it, the outermost first. None where there are no
         stacks, or nothing was known of them.
       called: Module paths in the order in which the model first calls them, as far as it was run to find out.
+      uses: Entry -> its first use together with the model's inputs, as far as the model was run to find out.
       native: The framework's own variable tree with `jax.ShapeDtypeStruct` leaves; a `like` for `unflatten`.
     """
 
@@ -114,6 +116,7 @@ class Spec:
     native: Any = None
     stacks: Mapping[str, tuple[Stack, ...]] = dataclasses.field(default_factory=dict)
     called: tuple[str, ...] = ()
+    uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, entries: Mapping[str, Any] | Spec, framework: str = "flat") -> Spec:

@@ -138,9 +138,14 @@ def _all_but_batch(value: Any) -> bool:
 
 
 def _trailing(value: Any) -> Any:
-    """The axes that are contracted, in any order: True for the last ones, as by a matrix product."""
+    """The axes that are contracted, in any order: True for the last ones, as by a matrix product.
+
+    Axes counted from the front may be the last of the input, unless the very first, that of the batch, is among them.
+    """
     value = _plain(value)
     axes = sorted(value) if isinstance(value, tuple) else [value]
+    if axes[0] > 0:
+        return UNKNOWN
     return axes == list(range(-len(axes), 0)) or tuple(axes)
 
 

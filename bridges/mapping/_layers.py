@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from bridges.core._spec import Spec
 from bridges.mapping._agree import difference
 from bridges.mapping._draft import Draft, Match
 from bridges.mapping._identify import Found, above, cut, identify, like
 from bridges.mapping._lines import lines_for, odd_ones
 from bridges.mapping._op import Abstract, signature
+from bridges.mapping._order import Flow
 from bridges.mapping._place import place
 from bridges.mapping._plan import EXACT, NOT_EXACT
 from bridges.mapping._rule import LayerRow, Rule, holds
@@ -63,6 +65,7 @@ class LayerMatcher:
         likes = self.likes(free)
         specs = (self.draft.src, self.draft.dst)
         calls = [_calls(spec.called, end) for spec, end in zip(specs, self.draft.unrolled, strict=True)]
+        flows = [_flows(every[end], specs[end], self.draft.unrolled[end]) for end in (0, 1)]
         done: tuple[set[str], set[str]] = (set(), set())
         below = [_below(every[end], {pair[end] for pair in containers}) for end in (0, 1)]
         for base in sorted(containers, key=lambda pair: -pair[0].count("/")) + [("", "")]:
@@ -71,7 +74,7 @@ class LayerMatcher:
             inside = [
                 {m: likes[end][m] for m in below[end].get(base[end], every[end]) if m in have[end]} for end in (0, 1)
             ]
-            pairs, doubts = place(inside[0], inside[1], *base, calls=calls)
+            pairs, doubts = place(inside[0], inside[1], *base, calls=calls, flows=flows)
             for s, d, how in pairs:
                 for end, m in enumerate((s, d)):
                     free[end].pop(m, None)
@@ -388,3 +391,21 @@ def _calls(called: Sequence[str], unrolled: Unrolled) -> dict[str, int]:
     ranks = {path: n for n, path in enumerate(called)}
     copies = {copy: ranks[path] for copy, path in unrolled.modules.items() if path in ranks}
     return {**ranks, **copies}
+
+
+def _flows(found: Mapping[str, Found], spec: Spec, unrolled: Unrolled) -> dict[str, Flow]:
+    """Returns when each layer is first used, and on what; copies of a stack that is read backwards in that order."""
+    bits = {path: n for n, path in enumerate(spec.entries)} if spec.uses else {}
+    flows = {}
+    for module, layer in found.items():
+        mask, after, ranks = 0, 0, []
+        for path in layer.leaves if bits else ():
+            copy = unrolled.copies.get(path)
+            own = copy.path if copy else path
+            mask |= 1 << bits[own]
+            if use := spec.uses.get(own):
+                after |= use.after
+                ranks.append((use.rank, -copy.number if copy and use.backwards else 0))
+        if ranks:
+            flows[module] = Flow(min(ranks), mask, after)
+    return flows

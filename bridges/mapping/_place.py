@@ -4,7 +4,9 @@ Both models are trees of modules. At each place of the two trees the children ar
 1. modules alike (the same layers with the same shapes below them) that bear the same names at both ends;
 2. runs of automatic names (`linear`, `linear_1`, … and `Dense_0`, `Dense_1`, …) with the same sequence of likes, and no
    other such run: by number, so that `linear_10` comes after `linear_2`;
-3. modules of which only one at each end is alike.
+3. modules of which only one at each end is alike;
+4. modules that feed one another in a single chain at both ends (`b(a(x))`): by the flow of data, whatever their names.
+Names and numbers that the flow of data contradicts are not taken: `Dense(8)(Dense(8)(x))` makes the outer layer first.
 What is left loses one level and is compared again, until there is none to lose (`mlp/linear_0`, … becomes `Dense_0`, …):
 first where nothing at the other end is like the whole level, else everywhere. What then is not unique is reported, never
 guessed. Levels that hold a single module and nothing else are looked through, and so are method scopes (`~`, `~encode`).
@@ -18,24 +20,17 @@ stacks go by the order of calls, where it is known of both models.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
+
+from bridges.mapping._order import Flow, Order
+from bridges.mapping._tree import Like, Tree, below, collapse, dissolved, is_list, paths, tree_of
 
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)?", re.DOTALL)
 _COPY = re.compile(r"(?:(.*)/)?\[([0-9]+)\]", re.DOTALL)
-_ITEM = re.compile(r"[0-9]+|\[[0-9]+\]")
 _Pair = Callable[[Iterable[Any], str], None]
-Like = Hashable  # equal exactly for layers that can stand for one another
-
-
-@dataclasses.dataclass(eq=False)
-class _Tree:
-    path: str | None = None  # of the layer at this very place
-    like: Like = None
-    children: dict[str, _Tree] = dataclasses.field(default_factory=dict)
 
 
 class Doubt:
@@ -47,9 +42,9 @@ class Doubt:
       layers: Paths of the layers that these are or hold, of the source and of the target.
     """
 
-    def __init__(self, src: Sequence[_Tree], dst: Sequence[_Tree], why: str):
+    def __init__(self, src: Sequence[Tree], dst: Sequence[Tree], why: str):
         self.why = why
-        below = [[_paths(tree) for tree in end] for end in (src, dst)]
+        below = [[paths(tree) for tree in end] for end in (src, dst)]
         self.src, self.dst = (_shortened([_common(paths) for paths in end]) for end in below)
         self.layers = tuple([path for paths in end for path in paths] for end in below)
 
@@ -67,65 +62,6 @@ def _shortened(paths: Sequence[str]) -> list[str]:
     while len(paths) > 1 and all(len(s) > 1 for s in split) and len({s[-1] for s in split}) == 1:
         split = [segments[:-1] for segments in split]
     return ["/".join(segments) for segments in split]
-
-
-def _tree(layers: Mapping[str, Like], base: str) -> _Tree:
-    root = _Tree()
-    for path, like in layers.items():
-        node, scope = root, ""
-        rest = path[len(base) :].lstrip("/") if base else path
-        for segment in rest.split("/") if rest else []:
-            if segment.startswith("~"):
-                scope += segment + "/"
-                continue
-            node = node.children.setdefault(scope + segment, _Tree())
-            scope = ""
-        if scope:
-            node = node.children.setdefault(scope, _Tree())
-        node.path, node.like = path, like
-    return root
-
-
-def _collapse(tree: _Tree) -> _Tree:
-    """Returns the tree with single-module levels looked through."""
-    tree.children = {name: _collapse(child) for name, child in tree.children.items()}
-    if tree.path is None and len(tree.children) == 1:
-        return next(iter(tree.children.values()))
-    return tree
-
-
-def _is_list(tree: _Tree) -> bool:
-    """Whether it is nothing but a stack or a list of modules."""
-    return tree.path is None and bool(tree.children) and all(_ITEM.fullmatch(name) for name in tree.children)
-
-
-def _members(tree: _Tree) -> Iterable[_Tree]:
-    """Yields the children; those of stacks and lists in place of these, so that scanned layers are like listed ones."""
-    for child in tree.children.values():
-        if _is_list(child):
-            yield from _members(child)
-        else:
-            yield child
-
-
-def _below(tree: _Tree, table: dict[Hashable, int], memo: dict[int, int]) -> int:
-    if id(tree) not in memo:
-        key = (tree.path is not None, tree.like, tuple(sorted(_below(c, table, memo) for c in _members(tree))))
-        memo[id(tree)] = table.setdefault(key, len(table))
-    return memo[id(tree)]
-
-
-def _dissolved(end: Mapping[str, _Tree], keep: Container[str] = ()) -> dict[str, _Tree]:
-    """Returns the children with one level taken away, but for those to keep."""
-    out: dict[str, _Tree] = {}
-    for name, tree in end.items():
-        if name in keep:
-            out[name] = tree
-            continue
-        if tree.path is not None:
-            out[name] = _Tree(tree.path, tree.like)
-        out.update({f"{name}/{child}": below for child, below in tree.children.items()})
-    return out
 
 
 def _number(name: str) -> tuple[str, tuple[int, ...]]:
@@ -150,28 +86,28 @@ def _stem(base: str) -> str:
 
 
 class _Placer:
-    def __init__(self, calls: Sequence[Mapping[str, int]]) -> None:
-        self.calls = calls
+    def __init__(self, calls: Sequence[Mapping[str, int]], flows: Sequence[Mapping[str, Flow]]) -> None:
+        self.order = Order(calls, flows)
         self.table: dict[Hashable, int] = {}
-        self.memo: dict[int, int] = {}
+        self.memo: dict[Tree, int] = {}
         self.pairs: list[tuple[str, str, str]] = []
         self.doubts: list[Doubt] = []
 
-    def like(self, tree: _Tree) -> int:
-        return _below(tree, self.table, self.memo)
+    def like(self, tree: Tree) -> int:
+        return below(tree, self.table, self.memo)
 
-    def nodes(self, src: _Tree, dst: _Tree, how: str) -> None:
+    def nodes(self, src: Tree, dst: Tree, how: str) -> None:
         if src.path is not None and dst.path is not None and src.like == dst.like:
             self.pairs.append((src.path, dst.path, how))
             self.children(src.children, dst.children)
         else:  # the layers at these very places, if any, are not alike: they compete with those below
             ends = []
             for tree in (src, dst):
-                own = {"": _Tree(tree.path, tree.like)} if tree.path is not None else {}
+                own = {"": Tree(tree.path, tree.like)} if tree.path is not None else {}
                 ends.append({**own, **tree.children})
             self.children(*ends)
 
-    def children(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree]) -> None:
+    def children(self, src: Mapping[str, Tree], dst: Mapping[str, Tree]) -> None:
         src, dst = dict(src), dict(dst)
 
         def pair(names: Iterable[tuple[str, str]], how: str) -> None:
@@ -181,13 +117,24 @@ class _Placer:
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
             if set(names) == set(groups[1].get(like, ())):
-                pair([(n, n) for n in names], "by name and shape")
+                why = self.order.contrary([[end[n] for n in names] for end in (src, dst)])
+                numbered = (
+                    len({_number(n)[0] for n in names}) == 1
+                )  # numbers are the program's, other names its author's
+                turns = self.in_turn(*({n: end[n] for n in names} for end in (src, dst))) if why and numbered else []
+                if turns:
+                    pair(turns, "by the flow of data and shape")
+                elif why:
+                    self.doubts.append(Doubt([src.pop(n) for n in names], [dst.pop(n) for n in names], why))
+                else:
+                    pair([(n, n) for n in names], "by name and shape")
         self.runs(src, dst, pair)
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
             if len(names) == len(groups[1].get(like, ())) == 1:
                 pair([(names[0], groups[1][like][0])], "by shape")
         self.rests(src, dst, pair)
+        self.flow(src, dst, pair)
         self.called_in_turn(src, dst, pair)
         self.only(src, dst, pair)
         self.doubt(src, dst, lambda names: any(_COPY.fullmatch(name) for name in names))
@@ -196,7 +143,7 @@ class _Placer:
             return
         self.doubt(src, dst, lambda names: True)
 
-    def doubt(self, src: dict[str, _Tree], dst: dict[str, _Tree], when: Callable[[Iterable[str]], bool]) -> None:
+    def doubt(self, src: dict[str, Tree], dst: dict[str, Tree], when: Callable[[Iterable[str]], bool]) -> None:
         """Gives up the modules that fit each other in several ways; no level further down says which is which."""
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
@@ -206,45 +153,42 @@ class _Placer:
                     Doubt([src.pop(n) for n in names], [dst.pop(n) for n in there], "fit each other in several ways")
                 )
 
-    def crossed(self, runs: Sequence[Sequence[_Tree]]) -> str:
-        """Returns what is wrong with pairing two runs by number: those that are alike are called in another order.
+    def in_turn(self, src: Mapping[str, Tree], dst: Mapping[str, Tree]) -> list[tuple[str, str]]:
+        """Returns the pairs of modules by the flow of data, or none if it does not tell."""
+        pairs: list[tuple[str, str]] = []
+        groups = [self._groups(end) for end in (src, dst)]
+        for like, names in groups[0].items():
+            ends = ({n: src[n] for n in names}, {n: dst[n] for n in groups[1].get(like, ())})
+            orders = (
+                [self.order.chain(i, end) for i, end in enumerate(ends)] if len(ends[0]) == len(ends[1]) else [None]
+            )
+            if None in orders:
+                return []
+            pairs += zip(*orders, strict=True)
+        return pairs
 
-        `Dense(16)(relu(Dense(16)(x)))` makes the outer layer first and calls the inner one first. Where the order of calls
-        is not known, numbers are taken for it.
-        """
-        ranks = [[self.called(end, tree) for tree in run] for end, run in enumerate(runs)]
-        if any(None in found for found in ranks):
-            ranks = [[*range(len(found))] if None in found else found for found in ranks]
-        groups: dict[int, list[int]] = collections.defaultdict(list)
-        for n, tree in enumerate(runs[0]):
-            groups[self.like(tree)].append(n)
-        for members in groups.values():
-            orders = [sorted(members, key=lambda n, found=found: found[n]) for found in ranks]  # type: ignore[misc]
-            if orders[0] != orders[1]:
-                at = next(k for k, (a, b) in enumerate(zip(*orders, strict=True)) if a != b)
-                first, by_number, by_call = (_paths(t)[0] for t in (
-                    runs[0][orders[0][at]], runs[1][orders[0][at]], runs[1][orders[1][at]]
-                ))  # fmt: skip
-                return (
-                    f"are numbered in one order and called in another: by number {first!r} is {by_number!r}, by the order"
-                    f" of calls {by_call!r}"
-                )
-        return ""
+    def flow(self, src: dict[str, Tree], dst: dict[str, Tree], pair: _Pair) -> None:
+        """Pairs alike modules that feed one another in a single chain at both ends."""
+        groups = [self._groups(end) for end in (src, dst)]
+        for like, names in groups[0].items():
+            there = groups[1].get(like, [])
+            turns = (
+                self.in_turn({n: src[n] for n in names}, {n: dst[n] for n in there}) if len(names) == len(there) else []
+            )
+            pair(turns, "by the flow of data and shape")
 
-    def called(self, end: int, tree: _Tree) -> int | None:
-        """Returns when a tree is first called, as a rank; None where that is not known."""
-        found = [self.calls[end].get(path) for path in _paths(tree)]
-        known = [rank for rank in found if rank is not None]
-        return min(known) if known else None
-
-    def runs(self, src: dict[str, _Tree], dst: dict[str, _Tree], pair: _Pair) -> None:
+    def runs(self, src: dict[str, Tree], dst: dict[str, Tree], pair: _Pair) -> None:
         """Pairs runs of names with one sequence of likes."""
         runs = [self._runs(end) for end in (src, dst)]
         for sequence, found in runs[0].items():
             other = runs[1].get(sequence, {})
             if len(found) == len(other) == 1:
                 ends = [(end, next(iter(run.values()))) for end, run in ((src, found), (dst, other))]
-                if why := self.crossed([[end[name] for name in names] for end, names in ends]):
+                trees = [[end[name] for name in names] for end, names in ends]
+                why = self.order.crossed(trees, [self.like(tree) for tree in trees[0]])
+                if why and (turns := self.in_turn(*([{n: end[n] for n in names} for end, names in ends]))):
+                    pair(turns, "by the flow of data and shape")
+                elif why:
                     lost = [[end.pop(name) for name in names] for end, names in ends]
                     self.doubts.append(Doubt(lost[0], lost[1], why))
                 else:
@@ -257,7 +201,7 @@ class _Placer:
                         there = next(names for b, names in other.items() if _stem(b) == stem)
                         pair(zip(names, there, strict=True), "by name, order and shape")
 
-    def rests(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+    def rests(self, src: Mapping[str, Tree], dst: Mapping[str, Tree], pair: _Pair) -> None:
         """Pairs a stack with what odd layers have left of a run, where both are the only ones."""
         runs = [self._runs(end) for end in (src, dst)]
         for sequence, found in runs[0].items():
@@ -267,7 +211,7 @@ class _Placer:
                 if all(map(_unbroken, names)):
                     pair(zip(*names, strict=True), "by order and shape")
 
-    def only(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+    def only(self, src: Mapping[str, Tree], dst: Mapping[str, Tree], pair: _Pair) -> None:
         """Pairs the copies of a stack with as many modules in a run, where nothing else is left, however these are built."""
         runs = []
         for end in (src, dst):
@@ -279,31 +223,32 @@ class _Placer:
         if len(src) == len(dst) and any(_COPY.fullmatch(name) for name in (*src, *dst)):
             pair(zip(*runs, strict=True), "by order")
 
-    def called_in_turn(self, src: Mapping[str, _Tree], dst: Mapping[str, _Tree], pair: _Pair) -> None:
+    def called_in_turn(self, src: Mapping[str, Tree], dst: Mapping[str, Tree], pair: _Pair) -> None:
         """Pairs alike modules by the order of calls, where stacks are among them (5 + 1) and both models' order is known."""
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
             there = groups[1].get(like, [])
             if len(names) == len(there) and any(_COPY.fullmatch(name) for name in (*names, *there)):
                 ranks = [
-                    {n: self.called(i, end[n]) for n in ns} for i, (end, ns) in enumerate(((src, names), (dst, there)))
+                    {n: self.order.called(i, end[n]) for n in ns}
+                    for i, (end, ns) in enumerate(((src, names), (dst, there)))
                 ]
                 if not any(None in found.values() for found in ranks):
                     orders = [sorted(found, key=lambda n, found=found: (found[n], _number(n)[1])) for found in ranks]  # type: ignore[misc]
                     pair(zip(*orders, strict=True), "by order of calls and shape")
 
-    def dissolved(self, src: dict[str, _Tree], dst: dict[str, _Tree]) -> tuple[dict[str, _Tree], dict[str, _Tree]]:
+    def dissolved(self, src: dict[str, Tree], dst: dict[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
         """Returns both ends with a level taken away, where that is of use to the other."""
-        lists = [{n for n, tree in end.items() if _is_list(tree)} for end in (src, dst)]
+        lists = [{n for n, tree in end.items() if is_list(tree)} for end in (src, dst)]
         if lists[0] or lists[1]:
-            return _dissolved(src, src.keys() - lists[0]), _dissolved(dst, dst.keys() - lists[1])
+            return dissolved(src, src.keys() - lists[0]), dissolved(dst, dst.keys() - lists[1])
         there = [self.all(end) for end in (dst, src)]
         keep = [{n for n, tree in end.items() if self.like(tree) in there[i]} for i, end in enumerate((src, dst))]
         if any(tree.children for i, end in enumerate((src, dst)) for n, tree in end.items() if n not in keep[i]):
-            return _dissolved(src, keep[0]), _dissolved(dst, keep[1])
-        return _dissolved(src), _dissolved(dst)
+            return dissolved(src, keep[0]), dissolved(dst, keep[1])
+        return dissolved(src), dissolved(dst)
 
-    def all(self, end: Mapping[str, _Tree]) -> set[int]:
+    def all(self, end: Mapping[str, Tree]) -> set[int]:
         """Returns the likes of all trees of an end and below them."""
         found, left = set(), list(end.values())
         while left:
@@ -312,13 +257,13 @@ class _Placer:
             left += tree.children.values()
         return found
 
-    def _groups(self, end: Mapping[str, _Tree]) -> dict[int, list[str]]:
+    def _groups(self, end: Mapping[str, Tree]) -> dict[int, list[str]]:
         groups: dict[int, list[str]] = collections.defaultdict(list)
         for name, tree in end.items():
             groups[self.like(tree)].append(name)
         return groups
 
-    def _runs(self, end: Mapping[str, _Tree]) -> dict[tuple[int, ...], dict[str, list[str]]]:
+    def _runs(self, end: Mapping[str, Tree]) -> dict[tuple[int, ...], dict[str, list[str]]]:
         families: dict[str, list[tuple[tuple[int, ...], str]]] = collections.defaultdict(list)
         for name in end:
             base, number = _number(name)
@@ -336,22 +281,13 @@ def _unbroken(names: Iterable[str]) -> bool:
     return all(len(a) > 1 or b[-1] == max(a[-1], 0) + 1 for a, b in itertools.pairwise(numbers))
 
 
-def _paths(tree: _Tree) -> list[str]:
-    """Returns the layers at a place and below it."""
-    found, left = [], [tree]
-    while left:
-        node = left.pop()
-        found += [node.path] if node.path is not None else []
-        left += reversed(node.children.values())
-    return found
-
-
 def place(
     src: Mapping[str, Like],
     dst: Mapping[str, Like],
     src_base: str = "",
     dst_base: str = "",
     calls: Sequence[Mapping[str, int]] = ({}, {}),
+    flows: Sequence[Mapping[str, Flow]] = ({}, {}),
 ) -> tuple[list[tuple[str, str, str]], list[Doubt]]:
     """Returns the pairs `(source path, target path, why)`, and the groups of paths that are left in doubt, with the reason.
 
@@ -360,12 +296,13 @@ def place(
       dst: The same for the target.
       src_base, dst_base: A module above all of these, for which the other is known to stand.
       calls: For both ends, module path -> when the model first calls it, where that is known.
+      flows: The same from the flow of data, which goes before the order of calls.
 
     >>> pairs, doubts = place({'mlp/~/linear_0': 'a', 'mlp/~/linear_1': 'b'}, {'Dense_0': 'a', 'Dense_1': 'b'})
     >>> pairs[1]
     ('mlp/~/linear_1', 'Dense_1', 'by order and shape')
     """
-    placer = _Placer(calls)
-    trees = [_collapse(_tree(layers, base)) for layers, base in ((src, src_base), (dst, dst_base))]
+    placer = _Placer(calls, flows)
+    trees = [collapse(tree_of(layers, base)) for layers, base in ((src, src_base), (dst, dst_base))]
     placer.nodes(trees[0], trees[1], "by shape")
     return placer.pairs, placer.doubts

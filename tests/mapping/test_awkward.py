@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import haiku as hk
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -132,10 +133,165 @@ def test_settings_that_shapes_do_not_show_must_agree(src, dst, words):
     ("src", "dst", "x"),
     [
         (lambda x: hk.Linear(8)(x), nn.DenseGeneral(8), X),
+        (nn.DenseGeneral(4, axis=(2, 3)), nn.DenseGeneral(4, axis=(-2, -1)), IMAGE),
         (nn.DenseGeneral(4, axis=(-2, -1)), nnx.LinearGeneral((4, 4), 4, axis=(-1, -2), rngs=nnx.Rngs(0)), IMAGE),
         (nn.Einsum((8, 8), "ab,bc->ac"), nnx.Einsum("xy,yz->xz", (8, 8), (8,), rngs=nnx.Rngs(0)), X),
     ],
-    ids=["last axis", "last axes", "letters"],
+    ids=["last axis", "positive", "last axes", "letters"],
 )
 def test_settings_that_mean_the_same_agree(src, dst, x):
     agree(src, dst, x)
+
+
+# Order: of names, of calls, of data ------------------------------------------------------------------------------------
+
+
+def in_turn(x):
+    first, second = hk.Linear(8), hk.Linear(8)
+    return second(jax.nn.relu(first(x)))
+
+
+def nested(x):
+    return hk.Linear(8)(jax.nn.relu(hk.Linear(8)(x)))  # makes the outer one first
+
+
+def words(x):
+    return hk.Linear(8, name="out")(jax.nn.relu(hk.Linear(8, name="in")(x)))
+
+
+class Compact(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(8)(jax.nn.relu(nn.Dense(8)(x)))
+
+
+class Backwards(nn.Module):
+    def setup(self) -> None:
+        self.fc1, self.fc2 = nn.Dense(8), nn.Dense(8)
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc1(jax.nn.relu(self.fc2(x)))
+
+
+class Forwards(Backwards):
+    def __call__(self, x: Any) -> Any:
+        return self.fc2(jax.nn.relu(self.fc1(x)))
+
+
+class Words(nn.Module):
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for name in self.names:
+            x = jax.nn.relu(nn.Dense(8, name=name)(x))
+        return x
+
+
+class Numbered(nn.Module):
+    """Numbers that are none, of layers in a chain."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for name in ("layer_2d", "fc10", "fc2", "fc1"):
+            x = jax.nn.relu(nn.Dense(8, name=name)(x))
+        return x
+
+
+class Attributes(nnx.Module):
+    def __init__(self) -> None:
+        self.fc2, self.fc1 = (nnx.Linear(8, 8, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc1(jax.nn.relu(self.fc2(x)))
+
+
+class Reversed(nnx.Module):
+    def __init__(self) -> None:
+        self.layers = nnx.List([nnx.Linear(8, 8, rngs=nnx.Rngs(0)) for _ in range(4)])
+
+    def __call__(self, x: Any) -> Any:
+        for layer in reversed(self.layers):
+            x = jax.nn.relu(layer(x))
+        return x
+
+
+CHAINS = [in_turn, nested, words, Compact(), Backwards(), Forwards(), Attributes()]
+
+
+@pytest.mark.parametrize("dst", CHAINS, ids=lambda m: getattr(m, "__name__", type(m).__name__))
+@pytest.mark.parametrize("src", CHAINS, ids=lambda m: getattr(m, "__name__", type(m).__name__))
+def test_layers_in_a_chain_go_by_the_flow_of_data(src, dst):
+    agree(src, dst)
+
+
+def test_longer_chains_go_by_the_flow_of_data():
+    agree(lambda x: hk.nets.MLP([8] * 4, activate_final=True)(x), Numbered())
+    agree(Numbered(), Reversed())
+
+
+def test_equal_names_that_data_pass_the_other_way_are_a_doubt():
+    refused(
+        Words(("up", "down")), Words(("down", "up")), "'down', 'up' and 'down', 'up' bear the same names, but data flow"
+    )
+    agree(Words(("fc1", "fc2")), Words(("fc2", "fc1")))  # numbers only count
+
+
+class Pair(nnx.Module):
+    def __init__(self, order: tuple[int, int]):
+        self.q = nnx.List([nnx.Linear(8, 8, rngs=nnx.Rngs(0)) for _ in range(2)])
+        self.order = order
+
+    def __call__(self, x: Any) -> Any:
+        a, b = (self.q[n](x) for n in self.order)
+        return a - 2 * b
+
+
+def test_side_by_side_numbers_and_calls_must_agree():
+    """Neither feeds the other, so that only the order of calls contradicts the numbers."""
+
+    def net(x):
+        return hk.Linear(8)(x) - 2 * hk.Linear(8)(x)
+
+    agree(net, Pair((0, 1)))
+    refused(net, Pair((1, 0)), "numbered in one order and called in another")
+
+
+class Attention(nn.Module):
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        q, k, v = (nn.Dense(8, name=name)(x) for name in self.names)
+        return jax.nn.softmax(q @ k.T) @ v
+
+
+def test_side_by_side_other_names_are_a_doubt():
+    refused(Attention(("to_q", "to_k", "to_v")), Attention(("wk", "wq", "wv")), "fit each other in several ways")
+
+
+class Scanned(nn.Module):
+    reverse: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        layers = nn.scan(
+            lambda m, c, _: (jax.nn.relu(m(c)), None),
+            variable_axes={"params": 1},
+            split_rngs={"params": True},
+            length=3,
+            reverse=self.reverse,
+        )
+        return layers(nn.Dense(8, name="layer"), x, None)[0]
+
+
+def test_a_scan_from_the_last_copy_to_the_first_is_not_taken_for_one_from_the_first():
+    def stacked(x):
+        return hk.experimental.layer_stack(3)(lambda x: jax.nn.relu(hk.Linear(8)(x)))(x)
+
+    def listed(x):
+        return hk.nets.MLP([8] * 3, activate_final=True)(x)
+
+    for model in (stacked, listed):
+        agree(model, Scanned(False))
+        refused(model, Scanned(True), "order|other way")

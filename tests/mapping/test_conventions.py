@@ -298,10 +298,11 @@ def test_layers_without_a_convention_are_not_joined_by_their_names():
 
 def test_lines_for_modules_that_hold_others():
     def net(x):
+        outs = []
         for name in ("left", "right"):
             with hk.name_scope(name):
-                x = jnp.tanh(hk.Linear(6)(jnp.tanh(hk.Linear(6)(x))))
-        return x
+                outs.append(jnp.tanh(hk.Linear(6)(jnp.tanh(hk.Linear(6)(x)))))
+        return outs[0] - outs[1]
 
     class Branch(nn.Module):
         @nn.compact
@@ -311,7 +312,7 @@ def test_lines_for_modules_that_hold_others():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Branch(name="second")(Branch(name="first")(x))
+            return Branch(name="first")(x) - Branch(name="second")(x)
 
     x = inputs(TEXT)
     src, dst = haiku_adapter.spec(net, x), linen_adapter.spec(Net(), x)
@@ -319,7 +320,7 @@ def test_lines_for_modules_that_hold_others():
         conventions("haiku", "linen").plan(src, dst)
     mapping = Mapping.of(modules={"left": "first", "right": "second"}) | conventions("haiku", "linen")
     plan = mapping.plan(src, dst)
-    assert ("right/linear_1", "second/Dense_1", "by order and shape") in plan.placements
+    assert any(found[:2] == ("right/linear_1", "second/Dense_1") for found in plan.placements)
     old = randomised(src, 0)
     assert_close(Net().apply(linen_adapter.unflatten(plan.forward(old), dst.native), x), run_hk(net, old, x))
 

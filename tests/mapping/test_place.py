@@ -1,5 +1,7 @@
 """Placement: paired where there is no doubt, reported where there is."""
 
+import dataclasses
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -115,6 +117,9 @@ def test_a_model_that_nests_its_calls_is_not_taken_for_one_that_does_not():
     there = linen_adapter.spec(Nested(), x)
     shipped = conventions("haiku", "linen")
     assert shipped.plan(haiku_adapter.spec(nested, x), there).placements[0][:2] == ("linear", "Dense_0")
+    plan = shipped.plan(haiku_adapter.spec(in_turn, x), there)
+    assert plan.placements[0] == ("linear", "Dense_1", "by the flow of data and shape")
+    there = dataclasses.replace(there, uses={})  # only the order of calls is known
     with pytest.raises(MappingError, match="numbered in one order and called in another"):
         shipped.plan(haiku_adapter.spec(in_turn, x), there)
     said = Mapping.of(modules={"linear": "Dense_1", "linear_1": "Dense_0"}) | shipped

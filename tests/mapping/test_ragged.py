@@ -398,7 +398,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_asked_for_names_the_line_to_write(name):
     src, dst, lines, text = WRONG[name]
-    unordered = dataclasses.replace(form(src).spec, called=())  # the order of calls would tell
+    unordered = dataclasses.replace(form(src).spec, called=(), uses={})  # the order of calls would tell
     with pytest.raises(MappingError) as err:
         plan_of(dataclasses.replace(form(src), spec=unordered), form(dst), lines=lines)
     assert text in str(err.value) and "for 5 more copies" not in str(err.value)

@@ -1,0 +1,123 @@
+"""Order: what the flow of data, or else the order of calls, says about which module stands for which.
+
+Numbers and names say how a program was written. That `b` is used on what `a` gave says what it computes: modules in such a
+chain have one order in any framework. Modules side by side have none; then the order of calls can only contradict.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridges.mapping._tree import Tree, paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """What the flow of data in a model says about a layer.
+
+    Attributes:
+      rank: When it is first used; sorts among those of one model.
+      mask: Its entries, as bits.
+      after: The entries that its input depends on, as bits.
+    """
+
+    rank: tuple[int, ...]
+    mask: int
+    after: int
+
+
+class Order:
+    """The evidence of both models.
+
+    Args:
+      calls: For both ends, module path -> when the model first calls it, where that is known.
+      flows: For both ends, module path -> what the flow of data says of it; goes before `calls`.
+    """
+
+    def __init__(self, calls: Sequence[Mapping[str, int]], flows: Sequence[Mapping[str, Flow]]) -> None:
+        self.flows = flows
+        # One kind of evidence for all modules of an end: uses, or else calls.
+        self.calls: list[dict[str, Any]] = [
+            {path: flow.rank for path, flow in flow.items()} if flow else dict(call)
+            for flow, call in zip(flows, calls, strict=True)
+        ]
+        self.masks: dict[Tree, tuple[int, int]] = {}
+
+    def called(self, end: int, tree: Tree) -> Any:
+        """Returns when a tree is first called, as a rank; None where that is not known."""
+        found = [self.calls[end].get(path) for path in paths(tree)]
+        known = [rank for rank in found if rank is not None]
+        return min(known) if known else None
+
+    def crossed(self, runs: Sequence[Sequence[Tree]], likes: Sequence[int]) -> str:
+        """Returns what is wrong with pairing two runs by number: those that are alike are called in another order.
+
+        `Dense(16)(relu(Dense(16)(x)))` makes the outer layer first and calls the inner one first. Where the order of calls
+        is not known, numbers are taken for it.
+        """
+        ranks = [[self.called(end, tree) for tree in run] for end, run in enumerate(runs)]
+        if any(None in found for found in ranks):
+            ranks = [[*range(len(found))] if None in found else found for found in ranks]
+        groups: dict[int, list[int]] = collections.defaultdict(list)
+        for n, like in enumerate(likes):
+            groups[like].append(n)
+        for members in groups.values():
+            orders = [sorted(members, key=lambda n, found=found: found[n]) for found in ranks]  # type: ignore[misc]
+            if orders[0] != orders[1]:
+                at = next(k for k, (a, b) in enumerate(zip(*orders, strict=True)) if a != b)
+                first, by_number, by_call = (paths(t)[0] for t in (
+                    runs[0][orders[0][at]], runs[1][orders[0][at]], runs[1][orders[1][at]]
+                ))  # fmt: skip
+                return (
+                    f"are numbered in one order and called in another: by number {first!r} is {by_number!r}, by the order"
+                    f" of calls {by_call!r}"
+                )
+        return ""
+
+    def contrary(self, runs: Sequence[Sequence[Tree]]) -> str:
+        """Returns what is wrong with pairing modules of one name: at one end alone the first feeds the second."""
+        ranks = [[self.called(end, tree) for tree in run] for end, run in enumerate(runs)]
+        if any(None in found for found in ranks):
+            return ""
+        orders = [sorted(range(len(found)), key=found.__getitem__) for found in ranks]
+        if orders[0] == orders[1]:
+            return ""
+        for a, b in itertools.permutations(range(len(runs[0])), 2):
+            backwards = [self.copies(end, run[a], run[b]) for end, run in enumerate(runs)]
+            if (self.feeds(0, runs[0][a], runs[0][b]) and self.feeds(1, runs[1][b], runs[1][a])) or any(backwards):
+                first, second = (paths(runs[0][n])[0] for n in (a, b))
+                return (
+                    f"bear the same names, but data flow the other way: from {first!r} to {second!r} in one model only"
+                )
+        return ""
+
+    def copies(self, end: int, a: Tree, b: Tree) -> bool:
+        """Whether the two are copies in one stack whose order of uses is known to be backwards."""
+        one, other = (self.flows[end].get(paths(tree)[0]) for tree in (a, b))
+        return bool(one and other and one.mask == other.mask and one.rank != other.rank)
+
+    def feeds(self, end: int, a: Tree, b: Tree) -> bool:
+        """Whether what `a` gives goes into `b`, and not the other way round."""
+        (mask, after), (mask_b, after_b) = self.flowing(end, a), self.flowing(end, b)
+        return bool(mask & after_b) and not mask_b & after
+
+    def flowing(self, end: int, tree: Tree) -> tuple[int, int]:
+        """Returns the entries of a tree, and those that its inputs depend on."""
+        if tree not in self.masks:
+            flows = [self.flows[end].get(path) for path in paths(tree)]
+            both = [(0, 0) if flow is None else (flow.mask, flow.after) for flow in flows]
+            mask, after = (functools.reduce(operator.or_, bits, 0) for bits in zip(*both, strict=True))
+            self.masks[tree] = mask, after
+        return self.masks[tree]
+
+    def chain(self, end: int, trees: Mapping[str, Tree]) -> list[str] | None:
+        """Returns the names in the order in which the modules feed one another; None if they are not in a single chain."""
+        order = sorted(trees, key=lambda name: sum(self.feeds(end, tree, trees[name]) for tree in trees.values()))
+        single = all(self.feeds(end, trees[a], trees[b]) for a, b in itertools.combinations(order, 2))
+        return order if single else None
