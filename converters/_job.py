@@ -246,7 +246,8 @@ def source_spec(found: Contents, spec: Spec | None) -> Spec:
             + "\nGive the model with the sizes it was trained with, or another part of the file (--part)."
         )
     kinds = {p: kind for p, kind in spec.entries.declared.items() if p in have}
-    return Spec(State(have, kinds), spec.framework, spec.layers, spec.native)
+    # All that the model knows stays: which modules are stacks and in which order they are called decide what is placed.
+    return dataclasses.replace(spec, entries=State(have, kinds))
 
 
 def _kept(checkpoint: Checkpoint, path: pathlib.Path, row: Format, found: Contents, to: str) -> Job:
