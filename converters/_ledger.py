@@ -52,24 +52,28 @@ def checksums(leaf: Any, strong: bool = False) -> dict[str, str]:
     return {"crc32": f"{crc:08x}", **({"sha256": sha.hexdigest()} if strong else {})}
 
 
-def checksums_of_file(path: pathlib.Path) -> dict[str, Any]:
+def checksums_of_file(path: pathlib.Path, strong: bool | None = None) -> dict[str, Any]:
     """Returns the size and the checksums of a file; of a directory, of its files' names and checksums in order.
 
-    SHA-256, which takes longer than copying a file does, is among them up to `SMALL` bytes only.
+    Args:
+      path: The file or directory.
+      strong: Whether SHA-256, which takes longer than copying a file does, is among them; if None, up to `SMALL` bytes.
     """
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        found = [(file.relative_to(path).as_posix(), checksums_of_file(file)) for file in files]
+        strong = sum(file.stat().st_size for file in files) <= SMALL if strong is None else strong
+        found = [(file.relative_to(path).as_posix(), checksums_of_file(file, strong)) for file in files]
         text = "".join(f"{sums['crc32']}  {sums.get('sha256', '')}  {name}\n" for name, sums in found)
-        return {"bytes": sum(sums["bytes"] for _, sums in found), **checksums(text, strong=True)}
+        return {"bytes": sum(sums["bytes"] for _, sums in found), **checksums(text, strong)}
     count, crc, sha = path.stat().st_size, 0, hashlib.sha256()
+    strong = count <= SMALL if strong is None else strong
     buffer = memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
         while got := file.readinto(buffer):
             crc = zlib.crc32(buffer[:got], crc)
-            if count <= SMALL:
+            if strong:
                 sha.update(buffer[:got])
-    return {"bytes": count, "crc32": f"{crc:08x}", **({"sha256": sha.hexdigest()} if count <= SMALL else {})}
+    return {"bytes": count, "crc32": f"{crc:08x}", **({"sha256": sha.hexdigest()} if strong else {})}
 
 
 class Ledger:
