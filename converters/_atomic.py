@@ -40,8 +40,8 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
     """Gives a path beside `path` to write to; on leaving without an error it takes the place of `path`.
 
     Raises:
-      CheckpointError: Something stands at `path` and `overwrite` is false, its directory does not exist, or the system
-        refuses (disk full, read-only, no permission). Nothing is left behind.
+      CheckpointError: Something stands at `path` and `overwrite` is false, or it is a device or a pipe; its directory does
+        not exist, or the system refuses (disk full, read-only, no permission). Nothing is left behind.
     """
     with replacing_all([path], overwrite) as (temporary,):
         yield temporary
@@ -58,8 +58,9 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], overwrite: bool = Fal
       CheckpointError: As `replacing`.
     """
     final, *others = finals = [pathlib.Path(path) for path in paths]
-    for there in () if overwrite else finals:
-        if os.path.lexists(there):
+    for there in finals:
+        refuse_special(there)
+        if not overwrite and os.path.lexists(there):
             raise CheckpointError(
                 f"{there} exists. Choose another name, or say that it may be overwritten (--overwrite)."
             )
@@ -91,6 +92,17 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], overwrite: bool = Fal
         for temporary in temporaries:
             remove(temporary)
         raise
+
+
+def refuse_special(path: pathlib.Path) -> None:
+    """Raises a `CheckpointError` if a device, a pipe or a socket is there, or a link leads to one.
+
+    A rename would put a file in the place of `/dev/null`, for everybody.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a device, a pipe or a socket, which is never replaced: choose the name of a file."
+        )
 
 
 def _put(temporary: pathlib.Path, final: pathlib.Path, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from bridges.core import _flat
 from bridges.core._errors import hint, listing
@@ -23,6 +24,7 @@ from bridges.core._spec import Spec
 from bridges.core._state import State
 from converters import _native
 from converters._errors import CheckpointError
+from converters.formats import LazyLeaf
 
 # What a field holds, by its name in public training code.
 _ROLES: dict[str, str] = {
@@ -129,6 +131,10 @@ def _is_container(node: Any) -> bool:
     return isinstance(node, (Mapping, list, tuple))
 
 
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (LazyLeaf, np.ndarray, jax.Array))
+
+
 def _part(tree: Any, path: str) -> Any:
     node = tree
     for n, name in enumerate(segments := _flat.split(path)):
@@ -191,8 +197,8 @@ def _fields(tree: Any) -> list[tuple[Any, str, Any]] | None:
             role = "collection"
         if role not in ("rest", "optimizer") and not _is_container(value):
             role = "rest"
-        if role == "rest" and isinstance(value, Mapping) and value and jax.tree.leaves(value):
-            role = "collection"
+        if role == "rest" and isinstance(value, Mapping) and any(map(_is_array, jax.tree.leaves(value))):
+            role = "collection"  # numbers and texts alone are settings, or the state of NumPy's generator
         out.append((key, role, value))
     return out
 

@@ -20,13 +20,14 @@ import jax
 import numpy as np
 
 from bridges.core import _flat
-from bridges.core._errors import StructureError, UnsupportedError, describe, hint, listing
+from bridges.core._errors import BridgeError, StructureError, UnsupportedError, describe, hint, listing
 from bridges.core._spec import Spec, abstract
 from bridges.core._state import State
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 from bridges.mapping._project import project
 from converters import _native, formats
+from converters._atomic import refuse_special
 from converters._carried import Move, moved, optimizers, twins
 from converters._contents import Contents, contents
 from converters._errors import CheckpointError
@@ -183,6 +184,20 @@ def check_places(source: pathlib.Path, path: pathlib.Path, overwrite: bool) -> N
         raise CheckpointError(f"{path} exists. Choose another name, or say that it may be overwritten (--overwrite).")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: the directory {path.parent} does not exist. Make it first.")
+    refuse_special(path)
+    if path.is_dir() and not path.is_symlink() and os.listdir(path) and not _is_checkpoint(path):
+        raise CheckpointError(
+            f"{path} is a directory that holds other things than a checkpoint, and all of it would be lost: choose another"
+            " name, or a name inside of it."
+        )
+
+
+def _is_checkpoint(directory: pathlib.Path) -> bool:
+    try:
+        formats.read(directory)
+    except BridgeError:
+        return False
+    return True
 
 
 def _spec(model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec | None, str | None, Model | None]:

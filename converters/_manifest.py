@@ -116,8 +116,8 @@ def ways(source: Any, target: Any, moves: Sequence[Any]) -> list[Way]:
 
 
 def stage_of(leaf: Any) -> Abstract:
-    """Returns the shape and dtype of a leaf; a text has none, and stands for itself."""
-    if isinstance(leaf, Plain) and isinstance(leaf.value, (str, bytes)):
+    """Returns the shape and dtype of a leaf; a text and an integer beyond 64 bits have none, and stand for themselves."""
+    if isinstance(leaf, Plain) and (isinstance(leaf.value, (str, bytes)) or leaf.dtype == object):
         return Abstract((), np.dtype(bool))
     return abstract(leaf)
 

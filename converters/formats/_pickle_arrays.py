@@ -229,14 +229,16 @@ def _leaf(
         except ValueError:
             raise Malformed(f"NumPy has no arrays of the shape {final}; the file is damaged") from None
 
+    native = kind.newbyteorder("=")  # As NumPy loads it; the order of bytes is the file's, not the array's.
+
     def arranged(flat: np.ndarray) -> np.ndarray:
-        full = flat.view(kind).reshape(shape)
+        full = flat.view(kind).reshape(shape).astype(native, copy=False)
         return full if axes is None else full.transpose(axes)
 
     if not isinstance(raw, Payload):
         return arranged(np.frombuffer(bytearray(raw), np.uint8) if raw else np.empty(0, np.uint8))
     payload = raw
-    return LazyLeaf(final, kind, lambda: arranged(_read(source, payload, size, where)), f"{source.path}, {where}")
+    return LazyLeaf(final, native, lambda: arranged(_read(source, payload, size, where)), f"{source.path}, {where}")
 
 
 def _bytes(node: Any) -> bytes | Payload:
