@@ -19,6 +19,7 @@ import pathlib
 import platform
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 
 from converters._errors import CheckpointError
@@ -201,7 +202,7 @@ def clean(final: pathlib.Path) -> None:
 
 
 def _tail(final: pathlib.Path) -> str:
-    return os.fsencode(final.name)[-150:].decode("utf-8", "ignore")
+    return os.fsencode(final.name)[-150:].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def remove(path: pathlib.Path) -> None:

@@ -237,7 +237,8 @@ def _write_manifest(
         residue=held,
         notes=notes,
     )
-    with open(note, "x", encoding="utf-8") as file:
+    # Names of files need not be UTF-8: what of them is not, becomes JSON's own escapes, which Python reads back.
+    with open(note, "x", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ takes `rngs` or no argument at all: then it is a factory, and what it returns sa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -16,13 +17,13 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import jax
 
-from bridges.core._errors import BridgeError, UnsupportedError, hint
+from bridges.core._errors import BridgeError, UnsupportedError, describe, hint
 from bridges.core._module import Module
 from bridges.core._pure import init, pure
 from bridges.core._spec import Spec
@@ -71,7 +72,8 @@ class Model:
             cls("nnx", model, name).spec()  # explains what is wrong with it
             return cls("nnx", model, name)
         if _takes(model):
-            made = model()
+            with cls("nnx", model, name)._told((), {}):
+                made = model()
             if found := framework_of(made):
                 return cls(found, model if found == "nnx" else made, name)
         return cls("haiku", model, name)
@@ -118,14 +120,19 @@ class Model:
                 kinds.update(state.declared)
                 return dict(state)
 
-            return Spec(State(jax.eval_shape(created), kinds))
-        return self.adapter().spec(self.model, *args, **kwargs)
+            with self._told(args, kwargs):
+                return Spec(State(jax.eval_shape(created), kinds))
+        adapter = self.adapter()
+        with self._told(args, kwargs):
+            return adapter.spec(self.model, *args, **kwargs)
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> State:
         """Returns the native initial values as a flat state."""
-        if self.framework == "core":
-            return init(self.model)({}, *args, seed=rngs, **kwargs)
-        return self.adapter().init(self.model, rngs, *args, **kwargs)
+        adapter = None if self.framework == "core" else self.adapter()
+        with self._told(args, kwargs):
+            if adapter is None:
+                return init(self.model)({}, *args, seed=rngs, **kwargs)
+            return adapter.init(self.model, rngs, *args, **kwargs)
 
     def random_state(self, paths: Iterable[str]) -> dict[str, Any]:
         """Returns these entries (random keys and their counts) as a new model has them, or an instance does.
@@ -144,10 +151,31 @@ class Model:
 
     def apply(self, state: Mapping[str, Any], *args: Any, rngs: Any = None, **kwargs: Any) -> tuple[Any, State]:
         """Returns the output and the state after a call, in this order, whatever the framework."""
-        if self.framework == "core":
-            new, out = pure(self.model)(state, *args, seed=rngs, **kwargs)
-            return out, new
-        return self.adapter().apply(self.model, state, *args, rngs=rngs, **kwargs)
+        adapter = None if self.framework == "core" else self.adapter()
+        with self._told(args, kwargs):
+            if adapter is None:
+                new, out = pure(self.model)(state, *args, seed=rngs, **kwargs)
+                return out, new
+            return adapter.apply(self.model, state, *args, rngs=rngs, **kwargs)
+
+    @contextlib.contextmanager
+    def _told(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """What the model's own code raises is the model's error: it names the model and its inputs."""
+        try:
+            yield
+        except BridgeError:
+            raise
+        except (Exception, SystemExit) as err:
+            given = [shown(x) for x in args] + [f"{name}={shown(x)}" for name, x in kwargs.items()]
+            raise ModelError(
+                f"{self.name} ({self.framework}) raises, with the inputs ({', '.join(given)}):\n{type(err).__name__}: {err}"
+                "\nBoth models get the same inputs; a model that takes others is named by a function around it."
+            ) from err
+
+
+def shown(x: Any) -> str:
+    """Returns what an error says of an input: shape and dtype of an array, the beginning of any other value."""
+    return describe(x) if hasattr(x, "dtype") else repr(x)[:40]
 
 
 def framework_of(model: Any) -> str | None:
@@ -203,5 +231,5 @@ def _module(place: str) -> ModuleType:
         raise
     except ModuleNotFoundError as err:
         raise ModelError(f"{place} cannot be imported: there is no module {err.name!r}.") from err
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise ModelError(f"{place} cannot be imported: {type(err).__name__}: {err}") from err

@@ -25,7 +25,7 @@ class Progress:
 
     def __init__(self, label: str, total: int = 0, quiet: bool = False):
         self.label, self.total, self.done = label, total, 0
-        self.quiet = quiet or not sys.stderr.isatty()
+        self.quiet = quiet or sys.stderr is None or not sys.stderr.isatty()  # None: closed, as daemons have it
         self.began = time.monotonic()
         self.bar: Any = None
 

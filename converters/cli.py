@@ -9,6 +9,8 @@ Nothing heavy is imported before a command runs: `bridges --help` needs no JAX.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -51,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # files are converted in NumPy; set it to verify on a device
     given = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr) if args is None else ():
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be in the terminal's encoding, nor in any
+            stream.reconfigure(errors="backslashreplace")
     try:
         return bridges.main(given, prog_name="bridges", standalone_mode=False) or 0
     except click.exceptions.Exit as err:
@@ -158,8 +163,16 @@ def _options(namedtuples: Sequence[str]) -> dict[str, Any]:
     return {"namedtuples": classes} if classes else {}
 
 
+def _aside() -> contextlib.AbstractContextManager[Any]:
+    """What models print while they run goes to the standard error: the standard output is the command's."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:
-    click.echo(json.dumps(data(), indent=1) if as_json else text())
+    from converters._outline import printable
+
+    # Names come from files; none of them is to steer the terminal.
+    click.echo(json.dumps(data(), indent=1) if as_json else "\n".join(map(printable, text().split("\n"))))
 
 
 @bridges.command()
@@ -300,7 +313,7 @@ def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
             )
     else:
         job = _job(**given)
-        with Progress("converting", job.nbytes, quiet=as_json) as progress:
+        with _aside(), Progress("converting", job.nbytes, quiet=as_json) as progress:
             done = run(job, overwrite=given["overwrite"], manifest=not no_manifest, progress=progress)
     _print(as_json, done.to_dict, lambda: str(done))
 
@@ -343,7 +356,8 @@ def _arguments(
 def _job(**given: Any) -> Any:
     from converters._job import Job
 
-    return Job.of(**_arguments(**given))
+    with _aside():
+        return Job.of(**_arguments(**given))
 
 
 @bridges.command()
@@ -369,7 +383,8 @@ def infer(
     from converters._models import Model
 
     args, kwargs = parse(inputs)
-    found = Inferred.of(Model.load(from_model), Model.load(into), args, kwargs)
+    with _aside():
+        found = Inferred.of(Model.load(from_model), Model.load(into), args, kwargs)
     if output:
         found.write(output, overwrite)
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
@@ -401,7 +416,8 @@ def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     \b
         bridges verify params.pkl model.msgpack --from-model old.py:forward --into new.py:model --input batch.npz
     """
-    found = _proof(**given)
+    with _aside():
+        found = _proof(**given)
     _print(as_json, found.to_dict, lambda: str(found))
     ctx.exit(0 if found.ok else DIFFERS)
 
@@ -422,7 +438,8 @@ def report(ctx: click.Context, /, output: str, overwrite: bool, as_json: bool, *
     """
     from converters._atomic import replacing
 
-    found = _proof(**given)
+    with _aside():
+        found = _proof(**given)
     with replacing(output, overwrite) as temporary:
         temporary.write_text(found.html(), "utf-8")
     _print(as_json, lambda: {"report": output, "verdict": found.verdict}, lambda: f"{output}: {found.verdict}")

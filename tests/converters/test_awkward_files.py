@@ -1,13 +1,16 @@
 """Awkward files: what people and systems put in the way of a conversion, and values that are easily lost on it."""
 
+import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import converters
-from converters import CheckpointError
+from converters import CheckpointError, cli
 
 TREE = {"params": {"Dense_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
 
@@ -73,3 +76,107 @@ def test_integers_beyond_64_bits(tmp_path):
     assert "bit for bit" in done.notes[0]
     found = pickle.loads((tmp_path / "c.pkl").read_bytes())
     assert found["np_rng"] == state and found["step"] == 3 and same(found["params"]["linear"]["w"], w)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+MODELS = """
+print("noise")
+import flax.linen as nn
+from flax import nnx
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(x)
+
+net = Net()
+
+class Graph(nnx.Module):
+    def __init__(self, size, rngs):
+        self.a = nnx.Linear(2, size, rngs=rngs)
+
+class Stops(nnx.Module):
+    def __init__(self, rngs):
+        raise SystemExit("no GPU here")
+"""
+
+
+@pytest.fixture
+def bridges(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "awkward_models.py").write_text(MODELS)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"linear": {"w": np.ones((2, 3), np.float32), "b": np.ones(3)}}))
+
+    def run(*args):
+        status = cli.main(args)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("net", "missing 1 required positional argument: 'train'"),
+        ("Graph", "missing 1 required positional argument: 'size'"),
+        ("Stops", "SystemExit: no GPU here"),
+    ],
+)
+def test_what_a_model_raises_names_the_model(bridges, model, why, tmp_path):
+    args = ("convert", "a.pkl", "b.npz", "--into", f"awkward_models.py:{model}", "--input", "float32[4,2]")
+    status, out, err = bridges(*args)
+    assert status == 2 and err.startswith("noise\nbridges: awkward_models.py:" + model) and why in err and not out
+    assert "float32[4,2]" in err and "not foreseen" not in err
+    status, out, err = bridges(*args, "--json")
+    assert status == 2 and why in json.loads(out)["error"]
+    assert not (tmp_path / "b.npz").exists()
+
+
+def test_models_print_beside_the_result(bridges):
+    status, out, err = bridges(
+        "plan", "a.pkl", "b.npz", "--from-model", "awkward_models.py:net", "--input", "3", "--json"
+    )
+    assert status == 2 and "noise" in err and "Error" in json.loads(out)["error"]
+
+
+def test_a_model_file_that_exits(bridges, tmp_path):
+    (tmp_path / "awkward_exits.py").write_text("import sys; sys.exit(7)")
+    status, _, err = bridges("convert", "a.pkl", "b.npz", "--into", "awkward_exits.py:x", "--input", "float32[4,2]")
+    assert status == 2 and "awkward_exits.py cannot be imported: SystemExit: 7" in err
+
+
+# -- terminals and names -----------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_text(tmp_path):
+    """A file's name is bytes on Linux; what prints and records it must take any."""
+    name = os.fsdecode(b"caf\xe9")
+    converters.save(tmp_path / f"{name}.npz", TREE)
+    done = converters.convert(tmp_path / f"{name}.npz", tmp_path / f"{name}.safetensors")
+    assert json.loads(done.manifest.read_bytes())["source"]["name"] == f"{name}.npz"
+    converters.convert_back(tmp_path / f"{name}.safetensors", tmp_path / "back.npz")
+    assert same(
+        converters.load(tmp_path / "back.npz")["params"]["Dense_0"]["kernel"], TREE["params"]["Dense_0"]["kernel"]
+    )
+
+
+CLOSED = """
+import os, sys
+os.close(1), os.close(2)
+sys.stdout = sys.stderr = None
+from converters import cli
+assert cli.main(["convert", "caf\\udce9.npz", "b.npz"]) == 0
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_without_unicode(encoding, tmp_path):
+    converters.save(tmp_path / os.fsdecode(b"caf\xe9.npz"), {"漢": np.ones(2)})
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": encoding}
+    args = [sys.executable, "-m", "converters", "inspect", b"caf\xe9.npz"]
+    ran = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert ran.returncode == 0 and b"float64[2]" in ran.stdout and not ran.stderr, ran
+    if encoding == "ascii":
+        ran = subprocess.run([sys.executable, "-c", CLOSED], cwd=tmp_path, env=env, check=False)
+        assert ran.returncode == 0 and (tmp_path / "b.npz").exists()
