@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from bridges.core import _flat
-from bridges.core._errors import StructureError, listing
+from bridges.core._errors import StructureError, UnsupportedError, listing
 from bridges.core._spec import Spec, abstract
 from bridges.core._state import State
 from bridges.mapping._op import Abstract
@@ -85,9 +85,9 @@ def twins(
 
 
 def optimizers(
-    stream: Stream, plan: Plan, found: Contents, to: str, spec: Spec, tx: Any = None
+    stream: Stream, plan: Plan, found: Contents, to: str, spec: Spec, tx: Any = None, tuples: bool = True
 ) -> tuple[list[Move], dict[Any, Any], list[str]]:
-    """Returns the moves, the native states by the source's field, and what is taken for granted.
+    """Returns the moves, the native states by the source's field, and notes for the user.
 
     Args:
       stream: Where the steps run.
@@ -96,6 +96,11 @@ def optimizers(
       to: The target's framework.
       spec: Its spec.
       tx: The optax transformation, for the containers of its state where the file has dictionaries in their place.
+      tuples: Whether the target's format keeps containers.
+
+    Raises:
+      StructureError: The state is not the transformation's.
+      UnsupportedError: It cannot be carried.
     """
     moves: list[Move] = []
     states: dict[Any, Any] = {}
@@ -105,7 +110,13 @@ def optimizers(
         src_params = _native.parameters("nnx", found.variables)
     dst_params = _native.parameters(to, State({p: x for p, x in plan.dst.items()}), spec)
     for key, state in found.optimizers.items():
-        steps = plan.optimizer_plan(state, src_params, dst_params)
+        if tx is not None:
+            state = _typed(state, tx, src_params, str(key))
+        bare = not isinstance(state, tuple)  # every state of optax is a tuple; msgpack and Orbax keep none
+        try:
+            steps = plan.optimizer_plan(state, src_params, dst_params)
+        except UnsupportedError as err:
+            raise UnsupportedError(f"{err}\n{_BARE}." if bare else str(err)) from err
         flat = _flat.flatten(state)
         made: dict[str, Any] = {}
         for step in steps.items:
@@ -127,12 +138,31 @@ def optimizers(
         new = steps.unflatten(made)
         if to == "nnx":  # nnx.state has dictionaries for sequences and named tuples, and no empty ones
             new = _flat.nest(_flat.flatten(new))
-        elif tx is not None:
-            like = jax.eval_shape(tx.init, jax.tree.map(abstract, dst_params))
-            new = _flat.unflatten(_flat.flatten(new), like)
+        elif bare and tuples:
+            notes.append(f"{_BARE}; without them optax cannot use it")
         states[key] = new
-        notes += steps.assumes
+        notes += [f"Taken for granted of the optimizer: {text}" for text in steps.assumes]
     return moves, states, notes
+
+
+_BARE = (
+    "The state of the optimizer is in dictionaries, as the file has it: the optax transformation that it is of,"
+    " --optimizer adamw or --optimizer train.py:optimizer (tx=), gives it its own containers"
+)
+
+
+def _typed(state: Any, tx: Any, params: Any, key: str) -> Any:
+    """Returns an optimizer's state in the containers that its transformation gives it."""
+    like = jax.eval_shape(tx.init, jax.tree.map(abstract, params))
+    try:
+        return _flat.unflatten(_flat.flatten(state), like)
+    except StructureError as err:
+        lines = str(err).splitlines()
+        more = [f"  … and {len(lines) - 5} lines more"] if len(lines) > 5 else []
+        raise StructureError(
+            f"The state of the optimizer at {key!r} is not of the given transformation (--optimizer, tx=). "
+            + "\n".join(lines[:5] + more)
+        ) from err
 
 
 def _outs(step: Any, like: Any) -> list[Abstract]:

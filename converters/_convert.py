@@ -68,7 +68,7 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    mapping: Rules | None = None,
+    mapping: Rules | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     src_model: Any = None,
     dst_model: Any = None,
     inputs: Sequence[Any] = (),
@@ -91,7 +91,8 @@ def convert(
     Args:
       src: The source: a file or directory in any of `converters.formats.FORMATS`, found by content.
       dst: Where to; its ending says the format.
-      mapping: How the variables become those of the target. If None, the shipped conventions between the frameworks.
+      mapping: How the variables become those of the target: a `Mapping`, a dict, or the path of a TOML file. If None, the
+        shipped conventions between the frameworks.
       src_model: The model that the source is of, in any framework, or its `Spec`: the file must hold its variables, and
         the two models' hyperparameters are compared.
       dst_model: The model that the target is for, or its `Spec`. Without it, the mapping must say what the target holds.

@@ -88,7 +88,10 @@ def ends_of(
     ]
     if plan is None and all(sides):
         plan = bridges.conventions(str(kinds[0]), str(kinds[1]))
-    if isinstance(plan, Rules):
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Rules.of(plan)
+        if all(sides) and not any(part.layers for part in plan.parts):  # it only says where modules went
+            plan |= bridges.conventions(str(kinds[0]), str(kinds[1]))
         specs = [side.spec if side and side.spec else _spec(tree) for side, tree in zip(sides, (src, dst), strict=True)]
         plan = plan.plan(*specs)
     made_up = src is None

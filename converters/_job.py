@@ -20,7 +20,15 @@ import jax
 import numpy as np
 
 from bridges.core import _flat
-from bridges.core._errors import BridgeError, StructureError, UnsupportedError, describe, hint, listing
+from bridges.core._errors import (
+    BridgeError,
+    MappingError,
+    StructureError,
+    UnsupportedError,
+    describe,
+    hint,
+    listing,
+)
 from bridges.core._spec import Spec, abstract
 from bridges.core._state import State
 from bridges.mapping._mapping import Mapping as Rules
@@ -38,6 +46,10 @@ from converters._structure import mapped
 from converters._tracked import plain, tracked
 from converters.formats import Checkpoint, Format, LazyLeaf, read_leaf
 
+_WITHOUT_MODEL = (
+    "This was planned without the model that the source is of. It tells which modules are stacks, in which order they are"
+    " called, and their hyperparameters: name it (--from-model, src_model=)."
+)
 _READERS = ("layout", "dtypes", "unlisted")  # texts by which formats tell what they found
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
 
@@ -76,7 +88,7 @@ class Job:
         src: str | os.PathLike[str],
         dst: str | os.PathLike[str],
         *,
-        mapping: Rules | None = None,
+        mapping: Rules | Mapping[str, Any] | str | os.PathLike[str] | None = None,
         src_model: Any = None,
         dst_model: Any = None,
         inputs: Sequence[Any] = (),
@@ -92,6 +104,7 @@ class Job:
     ) -> Job:
         """Returns the job; the arguments are those of `converters.convert`."""
         source, path = pathlib.Path(src), pathlib.Path(dst)
+        mapping = None if mapping is None else Rules.of(mapping)
         check_places(source, path, overwrite)
         row = formats.target_format(path, format)
         if to is not None and to not in FRAMEWORKS:
@@ -131,7 +144,12 @@ class Job:
                 if dst_spec is None:
                     made = project(rules, src_spec, to)
                     dst_spec = Spec(_native.with_kinds(to, made), to)
-                plan = rules.plan(src_spec, dst_spec)
+                try:
+                    plan = rules.plan(src_spec, dst_spec)
+                except MappingError as err:
+                    if src_model is not None or found.framework == "flat":
+                        raise
+                    raise MappingError(f"{err}\n{_WITHOUT_MODEL}") from err
                 job = _planned(Job(checkpoint, path, row, to, found, rules, plan, None), src_spec, dst_spec, model, tx)
         if problems := row.module().problems(mapped(lambda _, leaf: plain(leaf), job.tree)):
             raise UnsupportedError(f"The format {row.name} cannot hold everything:\n" + listing(problems))
@@ -298,9 +316,10 @@ def _planned(job: Job, src_spec: Spec, spec: Spec, model: Model | None, tx: Any)
     rest = dict(found.rest)
     more, others = twins(stream, plan, found, to, spec, src_spec) if found.twins else ([], {})
     moves += more
-    more, states, assumed = optimizers(stream, plan, found, to, spec, tx) if found.optimizers else ([], {}, [])
+    tuples = job.format.name == "pickle"
+    more, states, said = optimizers(stream, plan, found, to, spec, tx, tuples) if found.optimizers else ([], {}, [])
     moves += more
-    notes += [f"Of the optimizer is taken for granted: {text}" for text in dict.fromkeys(assumed)]
+    notes += dict.fromkeys(said)
     if to == "nnx" and states and "step" not in rest:
         step = _step(states)
         rest.update({"step": step} if step is not None else {})

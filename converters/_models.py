@@ -89,12 +89,7 @@ class Model:
         place, colon, attribute = reference.rpartition(":")
         if not colon or not place or not attribute:
             raise ModelError(f"{reference!r} names no model. Write file.py:name or package.module:name.")
-        found: Any = _module(place)
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                names = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-                raise ModelError(f"{reference!r}: {place} has no attribute {part!r}.{hint(part, names)}")
-            found = getattr(found, part)
+        found = referred(reference)
         if inspect.isclass(found) and framework_of(found) == "linen":
             raise ModelError(f"{reference!r} is a Linen class. Name an instance: model = {attribute}(…) in {place}.")
         return cls.of(found, reference)
@@ -111,7 +106,23 @@ class Model:
             ) from err
 
     def spec(self, *args: Any, **kwargs: Any) -> Spec:
-        """Returns the spec for these inputs; arrays may be `jax.ShapeDtypeStruct`. Nothing is allocated."""
+        """Returns the spec for these inputs; arrays may be `jax.ShapeDtypeStruct`. Nothing is allocated.
+
+        Raises:
+          ModelError: The model cannot be called with them; its own error is the cause.
+        """
+        try:
+            return self._spec(*args, **kwargs)
+        except BridgeError:
+            raise
+        except Exception as err:
+            given = [*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())]
+            raise ModelError(
+                f"{self.name} cannot be called with the inputs ({', '.join(given)}): {type(err).__name__}: {err}\nInputs are"
+                " given in order, --input 'float32[1,8]' (inputs=), or by name, --input is_training=false (kwargs=)."
+            ) from err
+
+    def _spec(self, *args: Any, **kwargs: Any) -> Spec:
         if self.framework == "core":
             kinds: dict[str, Any] = {}
 
@@ -178,6 +189,22 @@ def shown(x: Any) -> str:
     return describe(x) if hasattr(x, "dtype") else repr(x)[:40]
 
 
+def referred(reference: str) -> Any:
+    """Returns what `file.py:attr` or `package.module:attr` names, relative to the working directory.
+
+    Raises:
+      ModelError: The file, the module or the attribute is not there. What running the file raises is its cause.
+    """
+    place, _, attribute = reference.rpartition(":")
+    found: Any = _module(place)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+            raise ModelError(f"{reference!r}: {place} has no attribute {part!r}.{hint(part, names)}")
+        found = getattr(found, part)
+    return found
+
+
 def framework_of(model: Any) -> str | None:
     """Returns the framework of an object or class that bears a mark of one; nothing is imported to find out."""
     model = model.func if isinstance(model, functools.partial) else model
@@ -194,6 +221,10 @@ def framework_of(model: Any) -> str | None:
     if linen and is_a(linen.Module):
         return "linen"
     return "nnx" if nnx and is_a(nnx.Pytree) else None
+
+
+def _shown(value: Any) -> str:
+    return describe(value) if hasattr(value, "shape") else repr(value)
 
 
 def _takes(function: Callable[..., Any], *names: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bridges.core._errors import UnsupportedError, hint, listing
+from bridges.core._errors import hint, listing
 from bridges.core._kind import RngState, kind_type
 from bridges.core._spec import Spec
 from bridges.core._state import State
@@ -16,6 +16,7 @@ from converters._contents import contents
 from converters._errors import CheckpointError
 from converters._job import rules_for, source_spec
 from converters._models import Model
+from converters._transformation import transformation
 from converters._verify import verify
 from converters.formats import read_leaf
 from converters.report import Report
@@ -46,7 +47,8 @@ def prove(
       inputs, kwargs: Their inputs, with values.
       mapping, framework, part, src_format, options: As for `converters.convert`.
       train: The two models in training mode.
-      optimizer: The name of an optax optimizer, with which a training step is compared; its learning rate is 1e-3.
+      optimizer: The name of an optax optimizer (its learning rate is then 1e-3), or `file.py:name` of a transformation: a
+        training step is compared with it.
 
     Raises:
       CheckpointError, MappingError, StructureError: Files, models and mapping do not fit.
@@ -75,7 +77,7 @@ def prove(
         dst=ends[1],
         plan=plan,
         train=(in_training[0], in_training[1]) if train else None,
-        optimizer=_optimizer(optimizer) if optimizer else None,
+        optimizer=transformation(optimizer) if optimizer else None,
     )
 
 
@@ -93,20 +95,3 @@ def _function(model: Model, spec: Spec, kwargs: Mapping[str, Any], train: bool =
         return (out, {path: state[path] for path in variables}) if train else out
 
     return apply
-
-
-def _optimizer(name: str) -> Any:
-    try:
-        import optax
-    except ImportError as err:
-        raise UnsupportedError("--optimizer needs the package optax: pip install 'jax-bridges[optax]'.") from err
-    made = getattr(optax, name, None)
-    try:
-        tx = made(1e-3) if callable(made) else None
-    except TypeError:
-        tx = None
-    if not isinstance(tx, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
-        raise UnsupportedError(
-            f"optax.{name} is no optimizer that takes a learning rate alone.{hint(name, dir(optax))}"
-        )
-    return tx

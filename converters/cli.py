@@ -148,6 +148,11 @@ _MODELS = _together(
 _TARGET = _together(
     click.option("--to", type=click.Choice(FRAMEWORKS), help="The target's framework, without --into."),
     click.option("--to-format", metavar="NAME", help="The target's format, where the ending of DST does not say."),
+    click.option(
+        "--optimizer",
+        metavar="NAME",
+        help="Whose state SRC holds, where SRC keeps no tuples (msgpack, Orbax): adam, … of optax, or file.py:name.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace what is at DST, once the new one is complete."),
 )
 
@@ -301,7 +306,9 @@ def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
 
     if back:
         lacking = [
-            name for name in ("from_model", "into", "inputs", "mapping", "to", "framework", "part") if given[name]
+            name
+            for name in ("from_model", "into", "inputs", "mapping", "to", "framework", "part", "optimizer")
+            if given[name]
         ]
         if lacking:
             raise click.UsageError(
@@ -327,12 +334,14 @@ def _arguments(
     mapping: str | None,
     to_format: str | None,
     namedtuples: Sequence[str],
+    optimizer: str | None,
     **rest: Any,
 ) -> dict[str, Any]:
     """Returns the arguments of `converters.convert` for those of the command."""
     from bridges.mapping._mapping import Mapping
     from converters._inputs import parse
     from converters._models import Model
+    from converters._transformation import transformation
 
     args, kwargs = parse(inputs)
     models = [Model.load(reference) if reference else None for reference in (from_model, into)]
@@ -349,6 +358,7 @@ def _arguments(
         "mapping": Mapping.load(mapping) if mapping else None,
         "format": to_format,
         "options": _options(namedtuples),
+        "tx": transformation(optimizer) if optimizer else None,
         **rest,
     }
 
@@ -397,7 +407,9 @@ _PROOF = _together(
     _READING,
     click.option("--train-from", metavar="REF", help="The model that SRC is of, in training mode; with --train-into."),
     click.option("--train-into", metavar="REF", help="The model that the target is for, in training mode."),
-    click.option("--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … (of optax)."),
+    click.option(
+        "--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … of optax, or file.py:name."
+    ),
     click.option("--seed", type=int, default=0, help="For inputs of which only the shape is given. Default: 0."),
 )
 

@@ -66,8 +66,9 @@ class Host:
         if self.args or self.kwargs:
             if not isinstance(_innermost(part), type):
                 raise FieldError(
-                    f"Arguments {(*self.args, *self.kwargs)} came with {describe(part)}, which is no class. Pass the class"
-                    " and its arguments, ToNNX(hk.Linear, 128), or the part alone."
+                    f"Arguments ({', '.join([*map(describe, self.args), *self.kwargs])}) came with {describe(part)}, which"
+                    " is no class. Pass the class and its arguments, ToNNX(hk.Linear, 128), or the part alone; inputs go to"
+                    " lazy_init, ToNNX(part, rngs=rngs).lazy_init(x)."
                 )
             part = functools.partial(part, *self.args, **self.kwargs)
         if self.framework is not None:

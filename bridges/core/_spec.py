@@ -116,6 +116,28 @@ class Spec:
     native: Any = None
     stacks: Mapping[str, tuple[Stack, ...]] = dataclasses.field(default_factory=dict)
     called: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Returns the modules that hold entries, one a line.
+
+        >>> print(Spec.of({'params/net/w': np.ones((2, 3)), 'params/net/b': np.ones(3), 'state/n': 0}))
+        flat: 3 entries
+          net     params: b float64[3], w float64[2,3]
+          (root)  state: n int64[]
+        """
+        rows: dict[tuple[str, str], list[str]] = {}
+        for path, value in self.entries.items():
+            collection, _, rest = path.rpartition("/")[0].partition("/")
+            rows.setdefault((rest, collection), []).append(f"{path.rpartition('/')[2]} {describe(value)}")
+        names = {m: (m or "(root)") + "".join(f" x {s.size}" for s in self.stacks.get(m, ())) for m, _ in rows}
+        types = {m: self.layers[m].type if m in self.layers else "" for m in names}
+        wide, kind = (max(map(len, texts.values()), default=0) for texts in (names, types))
+        lines = [
+            f"  {names[m]:{wide}}  {types[m]:{kind}}{'  ' * bool(kind)}{collection}: {', '.join(leaves)}"
+            for (m, collection), leaves in rows.items()
+        ]
+        return "\n".join([f"{self.framework}: {len(self.entries)} entries", *lines])
+
     uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
 
     @classmethod

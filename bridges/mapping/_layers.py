@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
@@ -81,7 +82,10 @@ class LayerMatcher:
                 self.pair(every[0][s], every[1][d], how, any(tied))
             done[0].add(base[0])
             done[1].add(base[1])
+            times = collections.Counter(m for doubt in doubts for m in {*doubt.src, *doubt.dst})
             for doubt in doubts:
+                if any(times[m] > 1 for m in (*doubt.src, *doubt.dst)):  # the short names do for several doubts
+                    doubt.src, doubt.dst = doubt.full
                 counts = len(doubt.src), len(doubt.dst)
                 unlike = f" They are {counts[0]} and {counts[1]}." if 1 not in counts and counts[0] != counts[1] else ""
                 odd = odd_ones(doubt.src, self.draft.ends[0]) + odd_ones(doubt.dst, self.draft.ends[1])

@@ -60,8 +60,10 @@ def _runs(paths: Sequence[str]) -> list[_Run]:
 
 
 def lines_for(src: Sequence[str], dst: Sequence[str]) -> str:
-    """Returns `: for example, …` with lines that join these modules run by run, or nothing where none are told.
+    """Returns `: for example, …` with lines that join these modules run by run, or the form of a line where none are told.
 
+    >>> lines_for(['a', 'b'], ['x', 'y'])
+    ", a line for each: 'a' = 'x', if they are the same"
     >>> lines_for(['last', 'scan/[0]', 'scan/[1]'], ['block', 'block_1', 'block_2'])
     ": for example, 'scan/[{i:int}]' = 'block{i:auto}' and 'last' = 'block_2'"
     """
@@ -70,8 +72,8 @@ def lines_for(src: Sequence[str], dst: Sequence[str]) -> str:
         return f", or {' and '.join(pairs[:3])} if they are tied"
     runs = [_runs(src), _runs(dst)]
     stacked = any(run.form == "[]" for end in runs for run in end)
-    if len(src) != len(dst) or not stacked or 1 not in map(len, runs):
-        return ""
+    if len(src) != len(dst) or not stacked or 1 not in map(len, runs) or not all(runs):
+        return f", a line for each: {src[0]!r} = {dst[0]!r}, if they are the same"
     many = 0 if len(runs[1]) == 1 else 1
     one = runs[1 - many][0]
     at = 0

@@ -149,20 +149,28 @@ class Mapping:
     parts: tuple[Part, ...] = ()
 
     @classmethod
-    def of(cls, given: Table[str, Any] | None = None, **sections: Any) -> Mapping:
+    def of(cls, given: Mapping | Table[str, Any] | str | os.PathLike[str] | None = None, **sections: Any) -> Mapping:
         """Returns the mapping of plain data: the keys of the TOML form.
 
         Args:
-          given: A dict with `modules`, `rules`, `drop`, `fill`, `cast`, `accept`, `layers`, `otherwise`.
-          **sections: The same as keywords. Values under `fill` may be arrays.
+          given: A dict with `modules`, `rules`, `drop`, `fill`, `cast`, `accept`, `layers`, `extends`, `otherwise`; or the
+            path of a TOML file; or a mapping, which stays as it is.
+          **sections: The same as keywords; they go before a file or a mapping. Values under `fill` may be arrays.
 
         Raises:
-          MappingError: A key, template or op is malformed.
+          MappingError: A key, template or op is malformed, or this is no mapping.
 
         >>> m = Mapping.of(modules={'net/linear': 'Dense_0'}, drop=['params/old'], fill={'params/new': 0.0})
         """
-        given = {**(given or {}), **sections}
-        return cls._of(given, None)
+        if isinstance(given, (str, os.PathLike)):
+            given = cls.load(given)
+        if isinstance(given, Mapping):
+            return cls._of(sections, None) | given if sections else given
+        if not isinstance(given, Table | None):
+            raise MappingError(
+                f"A mapping is wanted, not a {type(given).__name__}: a Mapping, a dict, or the path of a TOML file."
+            )
+        return cls._of({**(given or {}), **sections}, None)
 
     @classmethod
     def _of(cls, given: Table[str, Any], folder: pathlib.Path | None) -> Mapping:

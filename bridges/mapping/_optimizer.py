@@ -341,17 +341,21 @@ def _felt(items: Sequence[Item], classes: set[str]) -> list[str]:
     return found
 
 
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:2]) + f" and {len(paths) - 2} more" * (len(paths) > 2)
+
+
 def _assumed(items: Sequence[Item]) -> list[str]:
     moved = next((item for item in items if _moves(item)), None)
     shifted = next((item for item in items for op in item.ops if isinstance(op, Add) and op.value), None)
     found = []
     if moved:
         found.append(
-            "no part without a state looks at a leaf as a whole or at its axes, as do trust ratios (lamb, lars), clipping"
-            f" by block or by unit, and masks or labels by shape: {', '.join(moved.sources)} changes its shape"
+            "it has no part that keeps no state and looks at whole leaves or at axes (trust ratios of lamb and lars,"
+            f" clipping by block or unit, masks by shape), since shapes change: {_some(moved.sources)}"
         )
     if shifted:
-        found.append(f"no weight decay or projection reaches {', '.join(shifted.sources)}, which is shifted")
+        found.append(f"no weight decay or projection reaches what is shifted: {_some(shifted.sources)}")
     return found
 
 

@@ -45,7 +45,8 @@ class Doubt:
     def __init__(self, src: Sequence[Tree], dst: Sequence[Tree], why: str):
         self.why = why
         below = [[paths(tree) for tree in end] for end in (src, dst)]
-        self.src, self.dst = (_shortened([_common(paths) for paths in end]) for end in below)
+        self.full = tuple([_common(paths) for paths in end] for end in below)
+        self.src, self.dst = map(_shortened, self.full)
         self.layers = tuple([path for paths in end for path in paths] for end in below)
 
 

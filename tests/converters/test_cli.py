@@ -145,6 +145,9 @@ def test_verify_and_report(bridges, tmp_path):
 WRONG = {
     "no such file": (("inspect", "parms.pkl"), "parms.pkl does not exist. Did you mean 'params.pkl'"),
     "a cut file": (("inspect", "cut.pkl"), "cut.pkl"),
+    "an input too many": (("plan", "params.pkl", "m.msgpack", *MODELS, "--input", "3"), "is_training=false"),
+    "no such optimizer": (("plan", "train.pkl", "m.msgpack", *MODELS, "--optimizer", "adamm"), "Did you mean 'adam"),
+    "no transformation": (("plan", "train.pkl", "m.msgpack", *MODELS, "--optimizer", "new.py:model"), "no optax"),
     "no such command": (("inspekt", "params.pkl"), "Did you mean 'inspect'"),
     "no such option": (("inspect", "params.pkl", "--dept", "1"), "--depth"),
     "no such model": (("convert", "params.pkl", "x.npz", "--into", "new.py:modle"), "Did you mean 'model'"),
