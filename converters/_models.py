@@ -111,18 +111,6 @@ class Model:
         Raises:
           ModelError: The model cannot be called with them; its own error is the cause.
         """
-        try:
-            return self._spec(*args, **kwargs)
-        except BridgeError:
-            raise
-        except Exception as err:
-            given = [*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())]
-            raise ModelError(
-                f"{self.name} cannot be called with the inputs ({', '.join(given)}): {type(err).__name__}: {err}\nInputs are"
-                " given in order, --input 'float32[1,8]' (inputs=), or by name, --input is_training=false (kwargs=)."
-            ) from err
-
-    def _spec(self, *args: Any, **kwargs: Any) -> Spec:
         if self.framework == "core":
             kinds: dict[str, Any] = {}
 
@@ -180,7 +168,8 @@ class Model:
             given = [shown(x) for x in args] + [f"{name}={shown(x)}" for name, x in kwargs.items()]
             raise ModelError(
                 f"{self.name} ({self.framework}) raises, with the inputs ({', '.join(given)}):\n{type(err).__name__}: {err}"
-                "\nBoth models get the same inputs; a model that takes others is named by a function around it."
+                "\nBoth models get the same inputs, in order (--input 'float32[1,8]', inputs=) or by name (--input"
+                " is_training=false, kwargs=); a model that takes others is named by a function around it."
             ) from err
 
 
@@ -221,10 +210,6 @@ def framework_of(model: Any) -> str | None:
     if linen and is_a(linen.Module):
         return "linen"
     return "nnx" if nnx and is_a(nnx.Pytree) else None
-
-
-def _shown(value: Any) -> str:
-    return describe(value) if hasattr(value, "shape") else repr(value)
 
 
 def _takes(function: Callable[..., Any], *names: str) -> bool:

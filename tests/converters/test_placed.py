@@ -109,7 +109,7 @@ def test_a_mapping_may_be_a_dict_or_a_file(tmp_path):
 def test_a_call_that_fails_is_the_models_error_and_says_how_inputs_are_given(tmp_path):
     saved(OuterFirst(), tmp_path / "in.msgpack")
     with pytest.raises(
-        ModelError, match=r"cannot be called with the inputs \(float32\[2,8\], 3\): .*\n.*--input"
+        ModelError, match=r"raises, with the inputs \(float32\[2,8\], 3\):\n.*\n.*is_training=false"
     ) as err:
         converters.convert(
             tmp_path / "in.msgpack", tmp_path / "out.pkl", src_model=OuterFirst(), dst_model=in_turn, inputs=(X, 3)
