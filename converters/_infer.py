@@ -6,11 +6,14 @@ What it does not do: run the models. `converters.verify` proves a mapping by wha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from typing import Any
 
+from bridges.core._errors import UnsupportedError
+from bridges.core._flat import under
 from bridges.core._spec import Spec
 from bridges.mapping import _toml
 from bridges.mapping._conventions import conventions
@@ -55,12 +58,16 @@ class Inferred:
         specs = [model.spec(*inputs, **(kwargs or {})) for model in (src, dst)]
         ends = (src.framework, dst.framework)
         plan = conventions(*ends).plan(*specs)
-        lines = _lines(plan, specs[0])
+        lines = _lines(plan, *specs)
         text = f"# {src.name} -> {dst.name}: {len(plan.src)} entries, {plan.verdict}.\n" + _toml.dumps(
             {"extends": [f"conventions:{ends[0]}->{ends[1]}"], **({"modules": dict(lines)} if lines else {})}
         )
         again = Mapping.loads(text).plan(*specs)
-        assert _joins(again) == _joins(plan), "the file says what was found"
+        if _joins(again) != _joins(plan):
+            raise UnsupportedError(
+                f"What was found between {src.name} and {dst.name} cannot be said by lines of [modules]. It is there as"
+                " a plan: bridges plan, and converters.convert, need no mapping here."
+            )
         return cls(text, again, ends)
 
     @property
@@ -83,10 +90,32 @@ class Inferred:
         return {"mapping": self.toml, "verdict": plan.verdict, "reasons": list(plan.reasons), "placements": rows}
 
 
-def _lines(plan: Plan, spec: Spec) -> list[tuple[str, str]]:
-    pairs = [(src, dst) for src, dst, _ in plan.placements]
-    placed = {src for src, _ in pairs}
-    return generalise(pairs, [path for path in spec.layers if path not in placed])
+def _lines(plan: Plan, src: Spec, dst: Spec) -> list[tuple[str, str]]:
+    pairs = [pair for row in plan.placements for pair in _copies(row[0], row[1], src, dst)]
+    placed = {path for path, _ in pairs}
+    return generalise(pairs, [path for path in src.layers if path not in placed])
+
+
+def _copies(src: str, dst: str, *specs: Spec) -> list[tuple[str, str]]:
+    """Returns the pairs of copies of a module of one stack and a module of another, which a plan shows as one pair."""
+    found = []
+    for path, spec in zip((src, dst), specs, strict=True):
+        above = next((m for m in sorted(spec.stacks, key=len) if under(path, m)), None)
+        if above is None or "[" in path:
+            return [(src, dst)]
+        sizes = [stack.size for stack in spec.stacks[above]]
+        inside = path[len(above) :].lstrip("/")
+        found.append((above, inside, sizes))
+    if found[0][2] != found[1][2]:
+        return [(src, dst)]
+    copies = ["/".join(f"[{n}]" for n in numbers) for numbers in itertools.product(*map(range, found[0][2]))]
+    return [
+        (
+            "/".join(filter(None, (found[0][0], copy, found[0][1]))),
+            "/".join(filter(None, (found[1][0], copy, found[1][1]))),
+        )
+        for copy in copies
+    ]
 
 
 def _joins(plan: Plan) -> set[tuple[tuple[str, ...], tuple[str, ...], str]]:
