@@ -90,8 +90,11 @@ def _function(model: Model, spec: Spec, kwargs: Mapping[str, Any], train: bool =
     random = {p for p in spec.entries if (kind := spec.entries.kind(p)) and issubclass(kind_type(kind), RngState)}
     own = model.random_state(random) if model.framework == "nnx" else {}
 
+    # In training mode a model may ask for random numbers, as dropout does at any rate.
+    rngs = 0 if train and model.framework != "nnx" else None
+
     def apply(variables: Mapping[str, Any], *inputs: Any) -> Any:
-        out, state = model.apply(State({**own, **variables}, spec.entries.declared), *inputs, **kwargs)
+        out, state = model.apply(State({**own, **variables}, spec.entries.declared), *inputs, rngs=rngs, **kwargs)
         return (out, {path: state[path] for path in variables}) if train else out
 
     return apply

@@ -6,11 +6,15 @@ import pickle
 import subprocess
 import sys
 
+import haiku as hk
 import numpy as np
 import pytest
 
 import converters
+from bridges.core._errors import BridgeError
 from converters import CheckpointError, cli
+from converters._models import Model
+from converters._proof import _function
 
 TREE = {"params": {"Dense_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
 
@@ -144,6 +148,20 @@ def test_a_model_file_that_exits(bridges, tmp_path):
     (tmp_path / "awkward_exits.py").write_text("import sys; sys.exit(7)")
     status, _, err = bridges("convert", "a.pkl", "b.npz", "--into", "awkward_exits.py:x", "--input", "float32[4,2]")
     assert status == 2 and "awkward_exits.py cannot be imported: SystemExit: 7" in err
+
+
+def test_training_mode_may_draw_random_numbers():
+    def forward(x):
+        return hk.dropout(hk.next_rng_key(), 0.0, hk.Linear(2)(x))
+
+    x = np.ones((3, 2), np.float32)
+    model = Model.of(forward)
+    spec = model.spec(x)
+    ones = {path: np.ones(entry.shape, entry.dtype) for path, entry in spec.entries.items()}
+    out, state = _function(model, spec, {}, train=True)(ones, x)
+    assert np.array_equal(out, 3 * np.ones((3, 2))) and state.keys() == ones.keys()
+    with pytest.raises(BridgeError, match="draws random numbers"):
+        _function(model, spec, {})(ones, x)
 
 
 # -- terminals and names -----------------------------------------------------------------------------------------------
