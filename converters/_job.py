@@ -32,6 +32,7 @@ from bridges.core._errors import (
 from bridges.core._spec import Spec, abstract
 from bridges.core._state import State
 from bridges.mapping._mapping import Mapping as Rules
+from bridges.mapping._mapping import Part
 from bridges.mapping._plan import Plan
 from bridges.mapping._project import project
 from converters import _native, formats
@@ -248,12 +249,19 @@ def rules_for(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | 
     if dst_spec is not None:
         return shipped
     if {found.framework, to} == {"linen", "nnx"}:
-        # NNX modules that were ported, or are bridged, have Linen's names; what is stored otherwise, the rows say.
-        return Rules.of(modules={"{m:module}": "{m:module}"}) | shipped
+        # NNX modules that were ported, or are bridged, have Linen's names and hyperparameters; what is stored otherwise,
+        # the rows say. Those between a layer and one with other hyperparameters (`transpose_kernel`) are out of question.
+        return Rules.of(modules={"{m:module}": "{m:module}"}) | Rules(tuple(map(_of_equal_layers, shipped.parts)))
     raise UnsupportedError(
         f"From {found.framework} to {to} modules have other names, which only the target's model tells: name it (--into),"
         " or give a mapping (--mapping)."
     )
+
+
+def _of_equal_layers(part: Part) -> Part:
+    """Returns the part without rows that are for layers whose hyperparameters differ between the ends."""
+    kept = (row for row in part.layers if all(dict(row.dst_when).get(k, v) == v for k, v in row.src_when))
+    return dataclasses.replace(part, layers=tuple(kept))
 
 
 def source_spec(found: Contents, spec: Spec | None) -> Spec:

@@ -89,6 +89,17 @@ def test_same_names_without_models(tmp_path):
         converters.convert(tmp_path / "nnx.npz", tmp_path / "back.npz", to="linen", framework="nnx")
 
 
+def test_convolutions_without_models(tmp_path):
+    """A port has the same hyperparameters: rows between differing `transpose_kernel`s are no second way to store them."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    tree = {"params": {"Conv_0": {"kernel": kernel}, "ConvTranspose_0": {"kernel": kernel, "bias": np.ones(4)}}}
+    converters.save(tmp_path / "linen.npz", tree)
+    converters.convert(tmp_path / "linen.npz", tmp_path / "nnx.npz", to="nnx")
+    assert same(converters.load(tmp_path / "nnx.npz"), tree["params"])
+    converters.convert(tmp_path / "nnx.npz", tmp_path / "back.npz", to="linen", framework="nnx")
+    assert same(converters.load(tmp_path / "back.npz"), tree)
+
+
 def test_haiku_needs_a_model_or_a_mapping(haiku_file, tmp_path):
     with pytest.raises(NotImplementedError, match=r"only the target's model tells: name it \(--into\), or give a map"):
         converters.convert(haiku_file, tmp_path / "out.msgpack", to="linen")
