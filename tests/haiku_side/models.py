@@ -1,4 +1,4 @@
-"""Haiku models and small helpers that the wrapper's tests share."""
+"""Haiku models and small functions that the wrapper's tests share."""
 
 from __future__ import annotations
 

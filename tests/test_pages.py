@@ -1,0 +1,39 @@
+"""Every page is run by a test, and what it links to is there."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+# Page -> the test that runs its programs, the one that runs what it shows of a terminal.
+RUN = {
+    "README.md": ("tests/test_readme.py", "tests/converters/test_console.py"),
+    "docs/cli.md": (None, "tests/converters/test_console.py"),
+    "docs/convert.md": ("tests/converters/test_docs_convert.py", None),
+    "docs/files.md": ("tests/converters/test_files_page.py", None),
+    "docs/guests.md": ("tests/nnx_side/test_guests_page.py", None),
+    "docs/mapping.md": ("tests/mapping/test_docs.py", None),
+    "docs/verify.md": ("tests/converters/test_verify_docs.py", None),
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_run(page):
+    name = page.relative_to(ROOT).as_posix()
+    for language, test in zip(("python", "console"), RUN.get(name, (None, None)), strict=True):
+        shown = re.search(rf"^```{language}$", page.read_text("utf-8"), re.MULTILINE)
+        assert bool(shown) == bool(test), f"{name}: its {language} blocks are run by {test}"
+        assert test is None or page.name in (ROOT / test).read_text("utf-8")
+
+
+def test_decisions_are_numbered_one_by_one():
+    numbers = re.findall(r"^## ([0-9]+)\.", (ROOT / "docs" / "decisions.md").read_text("utf-8"), re.MULTILINE)
+    assert numbers == [str(n + 1) for n in range(len(numbers))]
