@@ -12,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 import tomllib
+from collections.abc import Iterable
 from collections.abc import Mapping as Table
 from typing import TYPE_CHECKING, Any
 
@@ -173,18 +174,19 @@ class Mapping:
         return cls._of({**(given or {}), **sections}, None)
 
     @classmethod
-    def _of(cls, given: Table[str, Any], folder: pathlib.Path | None) -> Mapping:
+    def _of(cls, given: Table[str, Any], folder: pathlib.Path | None, above: tuple[pathlib.Path, ...] = ()) -> Mapping:
         check_keys("A mapping", given, _KEYS)
+        _check_forms(given)
         part = _part({k: v for k, v in given.items() if k not in ("extends", "otherwise")})
         parts: tuple[Part, ...] = (part,) if part != Part() else ()
         for row in given.get("otherwise", ()):
-            parts += cls._of(row, folder).parts
+            parts += cls._of(row, folder, above).parts
         for name in given.get("extends", ()):
-            parts += cls._extended(name, folder).parts
+            parts += cls._extended(name, folder, above).parts
         return cls(parts)
 
     @classmethod
-    def _extended(cls, name: str, folder: pathlib.Path | None) -> Mapping:
+    def _extended(cls, name: str, folder: pathlib.Path | None, above: tuple[pathlib.Path, ...]) -> Mapping:
         if name.startswith("conventions:"):
             from bridges.mapping._conventions import conventions
 
@@ -194,7 +196,12 @@ class Mapping:
             raise MappingError(f"extends {name!r}: write 'conventions:haiku->linen'.")
         if folder is None:
             raise MappingError(f"extends {name!r}: a mapping that is not loaded from a file has no folder to look in.")
-        return cls.load(folder / name)
+        if (folder / name).resolve() in above:
+            raise MappingError(f"extends {name!r}: it is one of the files that extend it, so that there is no end.")
+        try:
+            return cls._load(folder / name, above)
+        except OSError as err:
+            raise MappingError(f"extends {name!r}: {folder / name} cannot be read: {err.strerror}.") from err
 
     @classmethod
     def loads(cls, text: str) -> Mapping:
@@ -204,12 +211,19 @@ class Mapping:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mapping:
         """Returns the mapping of a TOML file. What it `extends` is looked for beside it, and comes after it."""
-        file = pathlib.Path(path)
-        table = _read(file.read_text("utf-8"), str(path))
+        return cls._load(pathlib.Path(path), ())
+
+    @classmethod
+    def _load(cls, file: pathlib.Path, above: tuple[pathlib.Path, ...]) -> Mapping:
         try:
-            return cls._of(table, file.parent)
+            text = file.read_text("utf-8")
+        except UnicodeDecodeError as err:
+            raise MappingError(f"{file} is not TOML, which is UTF-8: {err}") from err
+        table = _read(text, str(file))
+        try:
+            return cls._of(table, file.parent, (*above, file.resolve()))
         except MappingError as err:
-            raise MappingError(f"{path}: {err}") from err
+            raise MappingError(f"{file}: {err}") from err
 
     def dumps(self) -> str:
         """Returns the mapping as TOML; `extends` is written out in full."""
@@ -248,5 +262,32 @@ class Mapping:
 def _read(text: str, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
+    except (tomllib.TOMLDecodeError, RecursionError) as err:
         raise MappingError(f"{what} is not TOML: {err}") from err
+
+
+# What each key holds, and how that is said: kinds of its elements, for a table of its values.
+_ROWS = (Table, Template, Rule, LayerRow)
+_FORMS: dict[str, tuple[tuple[type, ...], tuple[type, ...] | None, str]] = {
+    "extends": ((str,), None, "a list of names of files: extends = ['base.toml']"),
+    "otherwise": (_ROWS, None, "a list of tables"),
+    "modules": ((), (str, Template, list, tuple), "a table from module to module: [modules] old = 'new'"),
+    "rules": (_ROWS, None, "a list of tables: [[rules]]"),
+    "drop": ((str, *_ROWS), None, "a list of paths: drop = ['params/old']"),
+    "fill": (_ROWS, (object,), "a table from path to value: [fill] 'params/new' = 0.0"),
+    "cast": ((str, Template), None, "a list of paths: cast = ['params/head/w']"),
+    "accept": ((), (list, tuple, set, frozenset), "a table of lists of names: [accept] norm = ['epsilon']"),
+    "layers": (_ROWS, None, "a list of tables: [[layers]]"),
+}
+
+
+def _check_forms(given: Table[str, Any]) -> None:
+    for key, value in given.items():
+        elements, values, text = _FORMS[key]
+        if isinstance(value, Table):
+            good = values is not None and all(isinstance(one, values) for one in value.values())
+        else:
+            good = bool(elements) and isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+            good = good and all(isinstance(one, elements) for one in value)
+        if not good:
+            raise MappingError(f"`{key}` is {text}; it was {value!r:.60}.")

@@ -34,9 +34,11 @@ def op_from_dict(given: Mapping[str, Any] | str | Op) -> Op:
         given = {"op": given}
     if isinstance(given, Op):
         return given
+    if not isinstance(given, Mapping):
+        raise MappingError(f"An op is a name or a table with the key `op`, not {given!r}.")
     args = dict(given)
     name = args.pop("op", None)
-    if name not in OPS:
+    if not isinstance(name, str) or name not in OPS:
         raise MappingError(f"{name!r} is not an op.{hint(str(name), OPS)} There are {', '.join(OPS)}.")
     known = [f.name for f in dataclasses.fields(OPS[name])]
     wrong = [key for key in args if key not in known]

@@ -356,6 +356,13 @@ class LayerRow:
         check_keys("A layer", given, [f.name for f in dataclasses.fields(cls)])
         if "type" not in given:
             raise MappingError("A layer needs a type.")
+        tables: dict[str, Any] = dict.fromkeys(("agree", "src_when", "dst_when"), Mapping)
+        names = dict.fromkeys(
+            ("src", "dst", "src_named", "dst_named", "src_only_named", "dst_only_named"), (str, list, tuple)
+        )
+        for key, kind in {**tables, **names, "rules": (list, tuple)}.items():
+            if key in given and not isinstance(given[key], kind):
+                raise MappingError(f"`{key}` of the layer {given['type']} has another form than {given[key]!r:.60}.")
         agree = []
         for name, entry in given.get("agree", {}).items():
             check_keys(f"agree.{name}", entry, [f.name for f in dataclasses.fields(Agree)][1:])

@@ -140,3 +140,32 @@ def test_the_toml_writer_lays_out_nested_parts():
     assert tomllib.loads(_toml.dumps(table, frozenset({"otherwise"}))) == table
     with pytest.raises(MappingError, match="no place in TOML"):
         _toml.dumps({"a": None})
+
+
+@pytest.mark.parametrize("key", ["extends", "modules", "rules", "drop", "cast", "accept", "layers", "otherwise"])
+def test_what_has_another_form_is_said(key):
+    for value in ("3", "'x'", "true", "[3]", "[[]]", "{a = 3}", "{a = nan}", "1979-05-27"):
+        with pytest.raises(MappingError):
+            Mapping.loads(f"{key} = {value}")
+
+
+def test_rows_of_another_form():
+    for text in (
+        *("fill = 3", "[[rules]]\nsrc = 'a'\ndst = 'b'\nops = 3", "[[rules]]\nsrc = 'a'\ndst = 'b'\nops = [{op = []}]"),
+        *("[[layers]]\ntype = 'X'\nrules = 3", "[[layers]]\ntype = 'X'\nagree = 3", "[[layers]]\ntype = 'X'\nsrc = 3"),
+        "a = " + "[" * 5000,
+    ):
+        with pytest.raises(MappingError):
+            Mapping.loads(text)
+
+
+def test_files_that_extend_nothing_or_one_another(tmp_path):
+    (tmp_path / "a.toml").write_text("extends = ['b.toml']")
+    with pytest.raises(MappingError, match=r"a\.toml: extends 'b\.toml': .* cannot be read: No such file"):
+        Mapping.load(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text("extends = ['a.toml']")
+    with pytest.raises(MappingError, match="there is no end"):
+        Mapping.load(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(MappingError, match=r"b\.toml is not TOML, which is UTF-8"):
+        Mapping.load(tmp_path / "a.toml")
