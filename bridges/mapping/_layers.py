@@ -8,11 +8,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from bridges.core._spec import Spec
-from bridges.mapping._agree import difference
+from bridges.mapping._agree import difference, normal
 from bridges.mapping._draft import Draft, Match
 from bridges.mapping._identify import Found, above, cut, identify, like
 from bridges.mapping._lines import lines_for, odd_ones
-from bridges.mapping._op import Abstract, signature
+from bridges.mapping._op import Abstract
 from bridges.mapping._order import Flow
 from bridges.mapping._place import place
 from bridges.mapping._plan import EXACT, NOT_EXACT
@@ -311,12 +311,35 @@ class LayerMatcher:
             [self.draft.ends[0][p] for p in match.sources],
             [self.draft.ends[1][p] for p in match.targets if p in self.draft.ends[1]],
         )
-        same = len(ends[0]) == len(ends[1]) == 1 and signature(ends[0]) == signature(ends[1])
+        same = len(ends[0]) == len(ends[1]) == 1 and ends[0][0].shape == ends[1][0].shape
         if not same or any(op.to_dict() != {"op": "reshape"} for op in match.rule.ops):
             return match
         if id(match.rule) not in self.bare:
             self.bare[id(match.rule)] = dataclasses.replace(match.rule, ops=())
         return Match(self.bare[id(match.rule)], match.sources, match.targets, match.how, match.level)
+
+    def bare_layers(self) -> None:
+        """Compares the layers that hold no variables (normalisation without scale or bias), where both ends have as many.
+
+        Nothing says which is which: only whether all settings of one end are those of the other counts.
+        """
+        bare = []
+        for end, unrolled in enumerate(self.draft.unrolled):
+            have = {m for path in self.draft.ends[end] for m in above(cut(path)[1])}
+            bare.append({m: layer for m, layer in unrolled.layers.items() if m not in have})
+        for row in self.rows if all(bare) else ():
+            found = []
+            for end, side in enumerate(("src", "dst")):
+                settings = [(x.src, x.dst)[end] for x in row.agree if x.src and x.dst]
+                known = [
+                    (repr([normal(hyper, layer) for hyper in settings if hyper]), m)
+                    for m, layer in bare[end].items()
+                    if row.applies(side, layer, m, ())
+                ]
+                found.append([m for _, m in sorted(known)])
+            if len(found[0]) == len(found[1]):
+                for src, dst in zip(*found, strict=True):
+                    self.hyperparameters(row, src, dst)
 
     def hyperparameters(self, row: LayerRow, src: str, dst: str) -> None:
         """Compares what the two layers must agree in, where both models were at hand."""

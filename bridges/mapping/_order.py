@@ -14,7 +14,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridges.mapping._tree import Tree, paths
+from bridges.mapping._tree import Like, Tree, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,17 @@ class Order:
     Args:
       calls: For both ends, module path -> when the model first calls it, where that is known.
       flows: For both ends, module path -> what the flow of data says of it; goes before `calls`.
+      likes: For both ends, module path -> what it is like, of the layers to be placed.
     """
 
-    def __init__(self, calls: Sequence[Mapping[str, int]], flows: Sequence[Mapping[str, Flow]]) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Mapping[str, int]],
+        flows: Sequence[Mapping[str, Flow]],
+        likes: Sequence[Mapping[str, Like]],
+    ) -> None:
         self.flows = flows
+        self.likes = likes
         # One kind of evidence for all modules of an end: uses, or else calls.
         self.calls: list[dict[str, Any]] = [
             {path: flow.rank for path, flow in flow.items()} if flow else dict(call)
@@ -121,3 +128,53 @@ class Order:
         order = sorted(trees, key=lambda name: sum(self.feeds(end, tree, trees[name]) for tree in trees.values()))
         single = all(self.feeds(end, trees[a], trees[b]) for a, b in itertools.combinations(order, 2))
         return order if single else None
+
+    @functools.cached_property
+    def roles(self) -> list[dict[str, int]]:
+        """For both ends, layer -> a number that differs for layers that cannot stand for one another in equal models.
+
+        A layer's role is what it is like and the roles of those that feed it and that it feeds (the refinement of colours
+        by Weisfeiler and Leman, 1968, over the flow of data). Empty where the flow is not known.
+        """
+        table: dict[Any, int] = {}
+
+        def number(key: Any) -> int:
+            return table.setdefault(key, len(table))
+
+        ends = []
+        for likes, flows in zip(self.likes, self.flows, strict=True):
+            if not flows:
+                return [{}, {}]
+            used = [path for path in likes if path in flows]
+            fed = {a: [b for b in used if a != b and flows[b].mask & flows[a].after] for a in used}
+            feeds: dict[str, list[str]] = {path: [] for path in likes}
+            for a, others in fed.items():
+                for b in others:
+                    feeds[b].append(a)
+            roles = {path: number((like, path in flows)) for path, like in likes.items()}
+            for _ in range(3):
+                roles = {
+                    a: number((role, *(tuple(sorted(roles[b] for b in near[a])) for near in (fed, feeds) if a in near)))
+                    for a, role in roles.items()
+                }
+            ends.append(roles)
+        return ends
+
+    def parts(self, runs: Sequence[Sequence[Tree]]) -> list[list[tuple[int, ...]]]:
+        """Returns the roles in each tree, for trees of both ends; none if these are not the same roles at both."""
+        if not all(self.roles):
+            return []
+        found = [
+            [tuple(sorted(self.roles[end][p] for p in paths(tree))) for tree in run] for end, run in enumerate(runs)
+        ]
+        return found if sorted(found[0]) == sorted(found[1]) else []
+
+    def misplaced(self, runs: Sequence[Sequence[Tree]]) -> str:
+        """Returns what is wrong with pairing two runs as they are: other layers are before or after them."""
+        for n, (a, b) in enumerate(zip(*self.parts(runs), strict=True) if self.parts(runs) else ()):
+            if a != b:
+                first, second = (paths(run[n])[0] for run in runs)
+                return (
+                    f"would go against the flow of data: other layers feed {first!r}, or are fed by it, than {second!r}"
+                )
+        return ""

@@ -5,7 +5,8 @@ Both models are trees of modules. At each place of the two trees the children ar
 2. runs of automatic names (`linear`, `linear_1`, … and `Dense_0`, `Dense_1`, …) with the same sequence of likes, and no
    other such run: by number, so that `linear_10` comes after `linear_2`;
 3. modules of which only one at each end is alike;
-4. modules that feed one another in a single chain at both ends (`b(a(x))`): by the flow of data, whatever their names.
+4. modules that feed one another in a single chain at both ends (`b(a(x))`), or that other layers feed or are fed by: by the
+   flow of data, whatever their names.
 Names and numbers that the flow of data contradicts are not taken: `Dense(8)(Dense(8)(x))` makes the outer layer first.
 What is left loses one level and is compared again, until there is none to lose (`mlp/linear_0`, … becomes `Dense_0`, …):
 first where nothing at the other end is like the whole level, else everywhere. What then is not unique is reported, never
@@ -87,8 +88,8 @@ def _stem(base: str) -> str:
 
 
 class _Placer:
-    def __init__(self, calls: Sequence[Mapping[str, int]], flows: Sequence[Mapping[str, Flow]]) -> None:
-        self.order = Order(calls, flows)
+    def __init__(self, order: Order) -> None:
+        self.order = order
         self.table: dict[Hashable, int] = {}
         self.memo: dict[Tree, int] = {}
         self.pairs: list[tuple[str, str, str]] = []
@@ -118,10 +119,9 @@ class _Placer:
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
             if set(names) == set(groups[1].get(like, ())):
-                why = self.order.contrary([[end[n] for n in names] for end in (src, dst)])
-                numbered = (
-                    len({_number(n)[0] for n in names}) == 1
-                )  # numbers are the program's, other names its author's
+                trees = [[end[n] for n in names] for end in (src, dst)]
+                why = self.order.contrary(trees) or self.order.misplaced(trees)
+                numbered = len({_number(n)[0] for n in names}) == 1  # by the program, not its author
                 turns = self.in_turn(*({n: end[n] for n in names} for end in (src, dst))) if why and numbered else []
                 if turns:
                     pair(turns, "by the flow of data and shape")
@@ -159,24 +159,38 @@ class _Placer:
         pairs: list[tuple[str, str]] = []
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
-            ends = ({n: src[n] for n in names}, {n: dst[n] for n in groups[1].get(like, ())})
-            orders = (
-                [self.order.chain(i, end) for i, end in enumerate(ends)] if len(ends[0]) == len(ends[1]) else [None]
-            )
-            if None in orders:
+            found = self.told({n: src[n] for n in names}, {n: dst[n] for n in groups[1].get(like, ())})
+            if len(found) < len(names):
                 return []
-            pairs += zip(*orders, strict=True)
+            pairs += found
+        return pairs
+
+    def told(self, src: Mapping[str, Tree], dst: Mapping[str, Tree]) -> list[tuple[str, str]]:
+        """Returns the pairs of alike modules that the flow of data tells, or numbers and calls among those of one role."""
+        if len(src) != len(dst):
+            return []
+        chains = [self.order.chain(i, end) for i, end in enumerate((src, dst))]
+        if chains[0] is not None and chains[1] is not None:
+            return list(zip(*chains, strict=True))
+        pairs: list[tuple[str, str]] = []
+        parts = self.order.parts([list(src.values()), list(dst.values())])
+        for role in dict.fromkeys(parts[0] if parts else ()):
+            ends = [
+                sorted((n for n, part in zip(end, found, strict=True) if part == role), key=_number)
+                for end, found in zip((src, dst), parts, strict=True)
+            ]
+            runs = [[end[n] for n in names] for end, names in zip((src, dst), ends, strict=True)]
+            numbered = all(len({_number(n)[0] for n in names}) == 1 for names in ends)
+            if len(ends[0]) == 1 or (numbered and not self.order.crossed(runs, [0] * len(ends[0]))):
+                pairs += zip(*ends, strict=True)
         return pairs
 
     def flow(self, src: dict[str, Tree], dst: dict[str, Tree], pair: _Pair) -> None:
-        """Pairs alike modules that feed one another in a single chain at both ends."""
+        """Pairs the modules of which the flow of data tells which is which."""
         groups = [self._groups(end) for end in (src, dst)]
         for like, names in groups[0].items():
-            there = groups[1].get(like, [])
-            turns = (
-                self.in_turn({n: src[n] for n in names}, {n: dst[n] for n in there}) if len(names) == len(there) else []
-            )
-            pair(turns, "by the flow of data and shape")
+            found = self.told({n: src[n] for n in names}, {n: dst[n] for n in groups[1].get(like, ())})
+            pair(found, "by the flow of data and shape")
 
     def runs(self, src: dict[str, Tree], dst: dict[str, Tree], pair: _Pair) -> None:
         """Pairs runs of names with one sequence of likes."""
@@ -186,7 +200,7 @@ class _Placer:
             if len(found) == len(other) == 1:
                 ends = [(end, next(iter(run.values()))) for end, run in ((src, found), (dst, other))]
                 trees = [[end[name] for name in names] for end, names in ends]
-                why = self.order.crossed(trees, [self.like(tree) for tree in trees[0]])
+                why = self.order.crossed(trees, [self.like(tree) for tree in trees[0]]) or self.order.misplaced(trees)
                 if why and (turns := self.in_turn(*([{n: end[n] for n in names} for end, names in ends]))):
                     pair(turns, "by the flow of data and shape")
                 elif why:
@@ -303,7 +317,7 @@ def place(
     >>> pairs[1]
     ('mlp/~/linear_1', 'Dense_1', 'by order and shape')
     """
-    placer = _Placer(calls, flows)
+    placer = _Placer(Order(calls, flows, (src, dst)))
     trees = [collapse(tree_of(layers, base)) for layers, base in ((src, src_base), (dst, dst_base))]
     placer.nodes(trees[0], trees[1], "by shape")
     return placer.pairs, placer.doubts

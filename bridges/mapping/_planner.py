@@ -41,6 +41,7 @@ def _plan(draft: Draft) -> Plan:
     layers = LayerMatcher(draft)
     layers.layers()
     layers.refuse()
+    layers.bare_layers()
     kept = _unmatched(draft, layers)
     items = [item for match in fused(draft) if (item := draft.item(match)) is not None]
     if draft.problems:

@@ -143,6 +143,21 @@ def test_settings_that_mean_the_same_agree(src, dst, x):
     agree(src, dst, x)
 
 
+def test_layers_without_variables_are_compared():
+    """`elementwise_affine=False`: there is nothing to convert, and every output depends on epsilon."""
+
+    def net(x):
+        return hk.Linear(8)(hk.LayerNorm(-1, False, False)(x))
+
+    def ported(epsilon):
+        norm = nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, use_scale=False, use_bias=False)
+        return nn.Sequential([norm, nn.Dense(8)])
+
+    agree(net, ported(1e-5))
+    refused(net, ported(1e-2), "LayerNorm at 'layers_0' has epsilon 0.01")
+    agree(net, nn.Sequential([lambda x: jax.nn.standardize(x, epsilon=1e-5), nn.Dense(8)]))  # no layer to compare
+
+
 # Order: of names, of calls, of data ------------------------------------------------------------------------------------
 
 
@@ -257,17 +272,53 @@ def test_side_by_side_numbers_and_calls_must_agree():
     refused(net, Pair((1, 0)), "numbered in one order and called in another")
 
 
+def actor_first(x):
+    actor = hk.Linear(4)(jax.nn.relu(hk.Linear(8)(x)))
+    return jax.numpy.concatenate([actor, hk.Linear(1)(jax.nn.relu(hk.Linear(8)(x)))], -1)
+
+
+class CriticFirst(nn.Module):
+    """Numbers and calls agree, and the first layer is the critic's."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        critic = nn.Dense(1)(jax.nn.relu(nn.Dense(8)(x)))
+        return jax.numpy.concatenate([nn.Dense(4)(jax.nn.relu(nn.Dense(8)(x))), critic], -1)
+
+
+class ActorCritic(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.value, self.policy = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.actor, self.critic = nnx.Linear(8, 4, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        outs = self.actor(jax.nn.relu(self.policy(x))), self.critic(jax.nn.relu(self.value(x)))
+        return jax.numpy.concatenate(outs, -1)
+
+
+def test_layers_side_by_side_are_told_apart_by_what_they_feed():
+    agree(actor_first, CriticFirst())
+    agree(CriticFirst(), ActorCritic())
+    agree(ActorCritic(), actor_first)
+
+
 class Attention(nn.Module):
     names: tuple[str, ...]
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         q, k, v = (nn.Dense(8, name=name)(x) for name in self.names)
-        return jax.nn.softmax(q @ k.T) @ v
+        return nn.Dense(8, name="out" + self.names[0])(jax.nn.softmax(q @ k.T) @ v)
 
 
 def test_side_by_side_other_names_are_a_doubt():
-    refused(Attention(("to_q", "to_k", "to_v")), Attention(("wk", "wq", "wv")), "fit each other in several ways")
+    doubt = "'to_k', 'to_q', 'to_v' and 'wk', 'wq', 'wv' fit each other in several ways"  # and nothing but these
+    refused(Attention(("to_q", "to_k", "to_v")), Attention(("wk", "wq", "wv")), doubt)
+
+
+def test_another_dtype_is_named_as_such():
+    refused(lambda x: hk.Linear(8)(x), nn.Dense(8, param_dtype=jax.numpy.bfloat16), "name the target under `cast`")
 
 
 class Scanned(nn.Module):
