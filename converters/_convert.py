@@ -111,6 +111,10 @@ def convert(
       manifest: Whether to write `<dst>.manifest.json` (and, where the conversion loses values, these beside it), which
         `convert_back` needs.
 
+    Returns:
+      A `Conversion`: `done.verdict` (how exact it is), `done.reasons`, `done.notes` (what to know of the target) and what
+      was written; `print(done)` says it in words.
+
     Raises:
       CheckpointError: The source cannot be read or is not understood, or the target cannot be written.
       MappingError, StructureError, UnsupportedError: The plan does not come about; every problem is listed.

@@ -67,8 +67,9 @@ def verify(
       dst: The target's variables. Left out, they are `plan.forward(src)`, a flat `State`. Where they are given with a plan,
         every entry is also compared with what the plan makes. A tree of `jax.ShapeDtypeStruct` stands for its structure
         only: the values come from the plan.
-      plan: A `Plan`, or a `Mapping` to plan with. For two models the conventions are used where there is none. Without a
-        plan, gradients of variables are not compared.
+      plan: A `Plan`, or a mapping to plan with: a `Mapping`, a dict, or the path of a TOML file. For two models the
+        conventions are used where there is none, and join one that only says where modules went. Without a plan, gradients
+        of variables are not compared.
       train: The pair of models or functions in training mode; functions return `(output, new variables)` there.
       optimizer: An optax transformation: one training step is compared, from an optimizer state that was in use.
       loss: `loss(output) -> scalar`, for gradients. Else a random sum of all outputs, which none of them escapes.

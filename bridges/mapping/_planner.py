@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterable
+from collections.abc import Mapping as Table
 
 from bridges.core._errors import MappingError, describe, listing
 from bridges.core._spec import Spec
@@ -19,8 +20,14 @@ from bridges.mapping._fuse import fused
 from bridges.mapping._identify import cut
 from bridges.mapping._layers import LayerMatcher
 from bridges.mapping._mapping import Mapping
+from bridges.mapping._op import Abstract
 from bridges.mapping._plan import Plan
 
+_REMEDY = (
+    "Modules that found no counterpart: say under [modules] which is which (a line may name a module above them), write"
+    " rules, or `drop` and `fill` them."
+)
+_MANY = 12  # leaves of one end that nothing was found for; more are listed by module
 _COPY = re.compile(r"/\[[0-9]+\]")
 
 
@@ -47,8 +54,11 @@ def _plan(draft: Draft) -> Plan:
     if draft.problems:
         problems = _alike(draft.problems)
         count = len(problems)
+        many = any(problem.endswith(("has no rule", "gets nothing")) for problem in problems)
         raise MappingError(
-            f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n" + listing(problems, 100)
+            f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n"
+            + listing(problems, 100)
+            + f"\n{_REMEDY}" * many
         )
     src, dst = (
         State({p: x for p, x in e.items() if p not in gone}, e.declared)
@@ -71,10 +81,25 @@ def _unmatched(draft: Draft, layers: LayerMatcher) -> tuple[list[str], list[str]
     )
     for end, (name, lack) in enumerate(lacks):
         random = set(kept[end])
-        for path in (p for p in rest[end] if p not in random):
+        left = [p for p in rest[end] if p not in random]
+        if len(left) > _MANY and layers.rows:
+            for path, leaves in _by_module(left, draft.ends[end]).items():
+                what = f"{name} {path!r} ({', '.join(leaves)}){_unknown(draft, layers, end, path + '/')}"
+                draft.problems.append(f"{what} {lack.partition(':')[0]}")
+            continue
+        for path in left:
             what = f"{name} {path!r} {describe(draft.ends[end][path])}{_unknown(draft, layers, end, path)}"
             draft.problems.append(f"{what} {lack}.{draft.near(path, rest[1 - end])}")
     return kept
+
+
+def _by_module(paths: Iterable[str], entries: Table[str, Abstract]) -> dict[str, list[str]]:
+    """Returns what an error says of many leaves: collection and module -> its leaves with their shapes."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        owner, _, leaf = path.rpartition("/")
+        groups.setdefault(owner, []).append(f"{leaf} {describe(entries[path])}")
+    return groups
 
 
 def _unknown(draft: Draft, layers: LayerMatcher, end: int, path: str) -> str:

@@ -411,3 +411,15 @@ def test_a_line_is_not_for_what_lies_beyond_the_end_of_a_list():
     with pytest.raises(MappingError, match="make one of the lines narrower"):
         more = {**dst, "params/a/linear_2/w": np.ones((2, 2))}
         (Mapping.of(modules=lines) | conventions("nnx", "haiku")).plan(src, more)
+
+
+def test_many_leaves_without_a_rule_are_listed_by_module():
+    def end(name, size):
+        leaves = {f"params/{name}_{i}/{leaf}": np.ones((size, i + 1)) for i in range(7) for leaf in ("kernel", "bias")}
+        return {**leaves, f"params/{name}_7/kernel": np.ones((size, 9))}
+
+    with pytest.raises(MappingError) as err:
+        (Mapping.of() | conventions("linen", "nnx")).plan(end("a", 2), end("b", 3))
+    text = str(err.value)
+    assert "source 'params/a_0' (bias float64[2,1], kernel float64[2,1]) has no rule" in text
+    assert len(text.splitlines()) == 18 and "say under [modules] which is which" in text.splitlines()[-1]
