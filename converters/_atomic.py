@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import os
 import pathlib
@@ -80,8 +81,7 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], overwrite: bool = Fal
                 os.replace(temporary, there)
         sync(final.parent)
     except OSError as err:
-        for temporary in temporaries:
-            remove(temporary)
+        _discard(temporaries)
         names = {temporary.name for temporary in temporaries}
         ours = any(name in str(err.filename or "") for name in names)
         if isinstance(err, FileNotFoundError) and not ours:
@@ -89,10 +89,24 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], overwrite: bool = Fal
         raise CheckpointError(
             f"{final} was not written: {_TEXTS.get(err.errno or 0, err.strerror or err)}. Nothing was changed."
         ) from err
+    except CheckpointError as err:
+        _discard(temporaries)
+        text = str(err)
+        for temporary, there in zip(temporaries, finals, strict=True):  # nobody knows a file by its temporary name
+            text = text.replace(temporary.name, there.name)
+        if text == str(err):
+            raise
+        raise CheckpointError(text) from err
     except BaseException:
-        for temporary in temporaries:
-            remove(temporary)
+        _discard(temporaries)
         raise
+
+
+def _discard(temporaries: Sequence[pathlib.Path]) -> None:
+    """Removes what was written, and what a writer had beside it under a longer name (Orbax, until it is done)."""
+    for temporary in temporaries:
+        for path in (temporary, *temporary.parent.glob(glob.escape(temporary.name) + ".*")):
+            remove(path)
 
 
 def refuse_special(path: pathlib.Path) -> None:

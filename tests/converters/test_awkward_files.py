@@ -13,6 +13,7 @@ import pytest
 import converters
 from bridges.core._errors import BridgeError
 from converters import CheckpointError, cli
+from converters._atomic import replacing
 from converters._models import Model
 from converters._proof import _function
 
@@ -51,6 +52,18 @@ def test_a_folder_of_other_things_is_not_overwritten(tmp_path):
     converters.convert(tmp_path / "a.npz", tmp_path / "empty", overwrite=True)  # to Orbax
     converters.convert(tmp_path / "a.npz", tmp_path / "empty", format="npz", overwrite=True)  # over Orbax
     assert (tmp_path / "empty").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, CheckpointError, OSError])
+def test_nothing_is_left_of_what_a_writer_keeps_beside_its_file(error, tmp_path):
+    """Orbax writes to a directory of a longer name; an interrupt during it left that."""
+    with pytest.raises((error, CheckpointError)) as raised, replacing(tmp_path / "x[1]") as temporary:
+        beside = temporary.with_name(temporary.name + ".orbax-checkpoint-tmp")
+        beside.mkdir()
+        (beside / "d").write_text("part")
+        raise error(f"{temporary} was not written")
+    assert not list(tmp_path.iterdir())
+    assert error is not CheckpointError or str(raised.value) == f"{tmp_path / 'x[1]'} was not written"
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
