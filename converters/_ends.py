@@ -101,7 +101,13 @@ def ends_of(
             raise BridgeError("There are no variables to compare with: pass src=, the source's variables.")
         src = randomised(entries, seed)
     if plan is None and dst is None:
-        raise BridgeError("Pass plan=, or dst=, the target's variables: else there is nothing to run the target with.")
+        unknown = [end for end, side in zip(("source", "target"), sides, strict=True) if side is None]
+        marks = "', '".join(kind or "…" for kind in kinds)
+        raise BridgeError(
+            "Pass plan=, or dst=, the target's variables: else there is nothing to run the target with. The"
+            f" {' and the '.join(unknown)} {'was' if len(unknown) == 1 else 'were'} taken for apply(variables, *inputs); a"
+            f" function that is a model needs its framework said, frameworks=('{marks}')."
+        )
     src_flat, src_form = _read(src, plan.src if plan is not None else None, plan, 0, sides[0])
     dst_flat: dict[str, Any] = {}
     dst_form: Form | None = None

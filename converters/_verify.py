@@ -22,6 +22,7 @@ from converters._ends import Ends, ends_of, shape_text
 from converters._graph import Graph
 from converters._layers import read
 from converters._measure import Outcome, Run, apart, constant, distances, nudged, top
+from converters._models import ModelError
 from converters._step import step_checks
 from converters.report import (
     BY_VALUES,
@@ -174,7 +175,10 @@ class _Comparison:
                 except Exception as err:
                     if dtype == self.home:
                         raise
-                    text = f"the {side.end} does not run in {dtype}: {type(err).__name__}: {str(err).splitlines()[0]}"
+                    why = (
+                        err.__cause__ if isinstance(err, ModelError) and err.__cause__ else err
+                    )  # the model's own error
+                    text = f"the {side.end} does not run in {dtype}: {type(why).__name__}: {str(why).partition(chr(10))[0]}"
                     self.checks.append(Check(mode, dtype, "output", "", NOT_RUN, note=text))
                     return
         (src_run, src_out), (dst_run, dst_out) = made

@@ -19,6 +19,7 @@ from flax import nnx
 from bridges._nnx._leaves import Leaf, check_apart
 from bridges.core import _flat
 from bridges.core._errors import StructureError, describe
+from bridges.core._kind import RngState, kind_type
 from bridges.core._spec import Spec
 from bridges.core._state import State
 
@@ -125,7 +126,17 @@ def unflatten(state: Mapping[str, Any], like: Any) -> nnx.State:
     leaves = [(Leaf.of(keys, leaf), leaf) for keys, leaf in pairs]
     check_apart(leaf for leaf, _ in leaves)
     wanted = State({path: want for leaf, _ in leaves for path, want in leaf.entries.items()})
-    filled = _flat.unflatten(state, wanted)
+    try:
+        filled = _flat.unflatten(state, wanted)
+    except StructureError as err:
+        lacking = [path for path in wanted if path not in state]
+        kinds = flatten(native).declared
+        if lacking and all(path in kinds and issubclass(kind_type(kinds[path]), RngState) for path in lacking):
+            raise StructureError(
+                f"{err}\nThat is random state (dropout), which no conversion carries: keep the model's own,"
+                " nnx_adapter.unflatten(nnx_adapter.flatten(model) | new, model)."
+            ) from err
+        raise
     return jax.tree.unflatten(treedef, [_filled(leaf, old, leaf.value(filled)) for leaf, old in leaves])
 
 

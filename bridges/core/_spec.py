@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bridges.core._errors import describe
+from bridges.core._errors import StructureError, describe
 from bridges.core._state import State
 from bridges.core._uses import Use
 
@@ -144,12 +144,21 @@ class Spec:
     def of(cls, entries: Mapping[str, Any] | Spec, framework: str = "flat") -> Spec:
         """Returns the spec of a state or plain dict of arrays (a spec is returned as it is).
 
+        Raises:
+          StructureError: It is a nested tree.
+
         >>> Spec.of({'w': np.ones((2, 3), np.float32)}).entries['w']
         ShapeDtypeStruct(shape=(2, 3), dtype=float32)
         """
         if isinstance(entries, Spec):
             return entries
         state = entries if isinstance(entries, State) else State(entries)
+        if (nested := next((p for p, v in state.items() if isinstance(v, Mapping)), None)) is not None:
+            raise StructureError(
+                f"{nested!r} is a {type(state[nested]).__name__}, not an array. A flat mapping from path to array is wanted:"
+                " flatten(variables) of the framework's adapter makes one of a nested tree, and spec(model, *inputs) tells"
+                " the layers as well."
+            )
         return cls(State({p: abstract(v) for p, v in state.items()}, state.declared), framework)
 
 

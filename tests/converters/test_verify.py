@@ -3,6 +3,7 @@
 import functools
 import json
 
+import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -314,3 +315,8 @@ def test_the_name_is_the_function():
 
     assert callable(converters.verify) and converters.verify is converters._verify.verify
     assert converters.Report is type(trained())
+
+
+def test_a_function_that_is_a_model_is_asked_for_its_framework():
+    with pytest.raises(BridgeError, match=r"source was taken for apply.*frameworks=\('…', 'linen'\)"):
+        converters.verify(lambda x: hk.Linear(2)(x), nn.Dense(2), np.ones((2, 3), np.float32), src={"w": np.ones(2)})

@@ -423,3 +423,10 @@ def test_many_leaves_without_a_rule_are_listed_by_module():
     text = str(err.value)
     assert "source 'params/a_0' (bias float64[2,1], kernel float64[2,1]) has no rule" in text
     assert len(text.splitlines()) == 18 and "say under [modules] which is which" in text.splitlines()[-1]
+
+
+def test_a_nested_tree_is_no_end_of_a_plan():
+    with pytest.raises(StructureError, match=r"'linear' is a dict, not an array.*flatten\(variables\)"):
+        conventions("haiku", "linen").plan(
+            {"linear": {"w": np.ones((2, 3))}}, {"params/Dense_0/kernel": np.ones((2, 3))}
+        )
