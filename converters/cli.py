@@ -23,6 +23,17 @@ DIFFERS, CANNOT = 1, 2
 SCREEN = 40  # lines of an error
 FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 
+
+class _Name(click.Path):
+    """The name of a file, there or not, which shells complete."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; a variable of the shell may not be set.", param, ctx)
+        return value
+
+
+_FILE = _Name()
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -132,16 +143,21 @@ _PART = click.option(
     "--part", metavar="PATH", help="Where in SRC the variables are ('0/params'), where it does not show."
 )
 _MODELS = _together(
-    click.option("--from-model", metavar="REF", help="The model that SRC is of: file.py:name or package.module:name."),
-    click.option("--into", metavar="REF", help="The model that the target is for."),
+    click.option(
+        "--from-model", metavar="REF", type=_FILE, help="The model that SRC is of: file.py:name or package.module:name."
+    ),
+    click.option("--into", metavar="REF", type=_FILE, help="The model that the target is for."),
     click.option(
         "--input",
         "inputs",
         metavar="INPUT",
+        type=_FILE,
         multiple=True,
         help="An input of the models: 'float32[4,8]', 'int32[2,5]<1000', batch.npz, train=true.",
     ),
-    click.option("--mapping", metavar="FILE", help="A mapping (TOML); it goes before the shipped conventions."),
+    click.option(
+        "--mapping", metavar="FILE", type=_FILE, help="A mapping (TOML); it goes before the shipped conventions."
+    ),
     _FRAMEWORK,
     _PART,
 )
@@ -181,7 +197,7 @@ def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> N
 
 
 @bridges.command()
-@click.argument("file")
+@click.argument("file", type=_FILE)
 @click.option("--depth", type=click.IntRange(1), help="Show that many levels; count what lies deeper.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold numbered modules that are alike.")
 @_FRAMEWORK
@@ -212,8 +228,8 @@ def inspect(
 
 
 @bridges.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=_FILE)
+@click.argument("b", type=_FILE)
 @click.option("--specs-only", is_flag=True, help="Compare paths, shapes and dtypes; read no array.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), default=0.0, help="Of the largest number of an array. Default: 0."
@@ -251,8 +267,8 @@ def diff(ctx: click.Context, a: str, b: str, specs_only: bool, tolerance: float,
 
 
 @bridges.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=_FILE)
+@click.argument("dst", type=_FILE)
 @_MODELS
 @_TARGET
 @_READING
@@ -282,8 +298,8 @@ def plan(as_json: bool, **given: Any) -> None:
 
 
 @bridges.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=_FILE)
+@click.argument("dst", type=_FILE)
 @_MODELS
 @_TARGET
 @_READING
@@ -371,9 +387,11 @@ def _job(**given: Any) -> Any:
 
 
 @bridges.command()
-@click.argument("from_model", metavar="FROM")
-@click.argument("into", metavar="INTO")
-@click.option("--input", "inputs", metavar="INPUT", multiple=True, help="An input of the models, as for convert.")
+@click.argument("from_model", metavar="FROM", type=_FILE)
+@click.argument("into", metavar="INTO", type=_FILE)
+@click.option(
+    "--input", "inputs", metavar="INPUT", type=_FILE, multiple=True, help="An input of the models, as for convert."
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @_JSON
@@ -401,12 +419,14 @@ def infer(
 
 
 _PROOF = _together(
-    click.argument("src"),
-    click.argument("dst", required=False),
+    click.argument("src", type=_FILE),
+    click.argument("dst", type=_FILE, required=False),
     _MODELS,
     _READING,
-    click.option("--train-from", metavar="REF", help="The model that SRC is of, in training mode; with --train-into."),
-    click.option("--train-into", metavar="REF", help="The model that the target is for, in training mode."),
+    click.option(
+        "--train-from", metavar="REF", type=_FILE, help="The model that SRC is of, in training mode; with --train-into."
+    ),
+    click.option("--train-into", metavar="REF", type=_FILE, help="The model that the target is for, in training mode."),
     click.option(
         "--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … of optax, or file.py:name."
     ),

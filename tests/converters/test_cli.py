@@ -1,6 +1,7 @@
 """The command line, in this process: what each command prints, its exit status, and errors of one screen."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -210,3 +211,29 @@ def test_what_is_converted_computes_the_same(bridges, tmp_path):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(bridges, shell):
     assert "_BRIDGES_COMPLETE" in bridges("completion", shell)[1]
+
+
+def test_files_are_completed():
+    """What bash asks for, as the script that `completion` prints does."""
+    for words in (
+        "bridges convert par",
+        "bridges inspect par",
+        "bridges convert a b --into par",
+        "bridges verify a b --input par",
+    ):
+        asked = {"_BRIDGES_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        ran = subprocess.run(
+            [sys.executable, "-c", "import sys; from converters.cli import main; sys.exit(main([]))"],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.stdout == "file,par\n", ran
+
+
+def test_an_empty_name_is_no_file(bridges):
+    """As a variable of the shell that is not set gives; '' would be the folder that one is in."""
+    for args in (("inspect", ""), ("convert", "params.pkl", "", "--overwrite"), ("diff", "", "params.pkl")):
+        status, _, err = bridges(*args)
+        assert status == 2 and "it is empty" in err
