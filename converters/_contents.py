@@ -24,6 +24,7 @@ from bridges.core._spec import Spec
 from bridges.core._state import State
 from converters import _native
 from converters._errors import CheckpointError
+from converters._frameworks import FRAMEWORKS
 from converters.formats import LazyLeaf
 
 # What a field holds, by its name in public training code.
@@ -81,10 +82,7 @@ class Contents:
         for what, found in (("the state of an optimizer", self.optimizers), ("more parameters", self.twins)):
             parts += [f"{what} ({', '.join(map(str, found))})"] if found else []
         parts += [f"also {', '.join(map(str, self.rest))}"] if self.rest else []
-        return f"{_TITLES[self.framework]}: {', '.join(parts)} ({self.why})"
-
-
-_TITLES = {"haiku": "Haiku", "linen": "Flax Linen", "nnx": "Flax NNX", "flat": "flat"}
+        return f"{FRAMEWORKS[self.framework]}: {', '.join(parts)} ({self.why})"
 
 
 def contents(tree: Any, framework: str | None = None, part: str | None = None, spec: Spec | None = None) -> Contents:
@@ -101,8 +99,10 @@ def contents(tree: Any, framework: str | None = None, part: str | None = None, s
     """
     if framework is None and spec is not None and spec.framework != "flat":
         framework = spec.framework
-    if framework is not None and framework not in _TITLES:
-        raise CheckpointError(f"{framework!r} is no framework.{hint(framework, _TITLES)} There are {list(_TITLES)}.")
+    if framework is not None and framework not in FRAMEWORKS:
+        raise CheckpointError(
+            f"{framework!r} is no framework.{hint(framework, FRAMEWORKS)} There are {list(FRAMEWORKS)}."
+        )
     if part is not None:
         tree = _part(tree, part)
     while isinstance(tree, Mapping) and len(tree) == 1 and next(iter(tree)) in _WRAPPERS:
@@ -239,7 +239,7 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
     try:
         entries = _native.entries(framework, params, state, collections, spec)
     except (ValueError, KeyError) as err:
-        raise CheckpointError(f"These are no {_TITLES[framework]} variables ({why}): {err}") from err
+        raise CheckpointError(f"These are no {FRAMEWORKS[framework]} variables ({why}): {err}") from err
     for key, value in list(optimizers.items()):
         if isinstance(value, Mapping) and set(map(str, value)) == {"opt_state", "step"}:  # nnx.Optimizer
             optimizers[key] = value["opt_state"]
@@ -326,7 +326,7 @@ def _decided(evidence: _Evidence, tree: Any) -> tuple[str, str]:
     lines = []
     for name in evidence.pro:
         texts = [f"for it: {t}" for t in evidence.pro[name]] + [f"against it: {t}" for t in evidence.contra[name]]
-        lines.append(f"{_TITLES[name]}: {'; '.join(texts) or 'nothing speaks for it or against it'}")
+        lines.append(f"{FRAMEWORKS[name]}: {'; '.join(texts) or 'nothing speaks for it or against it'}")
     keys = [str(key) for key, _ in _children(tree)][:8]
     raise CheckpointError(
         f"It is not clear of which framework these variables are (the tree holds {', '.join(keys) or 'nothing'}):\n"

@@ -15,7 +15,7 @@ from bridges.core._spec import Spec
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 from converters._arrays import cast, cast_all, is_real, plan_in
-from converters._models import FRAMEWORKS
+from converters._frameworks import FRAMEWORKS
 from converters._side import (
     Form,
     Side,

@@ -40,8 +40,9 @@ from converters._atomic import refuse_special
 from converters._carried import Move, moved, optimizers, twins
 from converters._contents import Contents, contents
 from converters._errors import CheckpointError
+from converters._frameworks import FRAMEWORKS
 from converters._layout import laid_out
-from converters._models import FRAMEWORKS, Model
+from converters._models import Model
 from converters._stream import Stream
 from converters._structure import mapped
 from converters._tracked import plain, tracked

@@ -29,7 +29,6 @@ from bridges.core._pure import init, pure
 from bridges.core._spec import Spec
 from bridges.core._state import State
 
-FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
 _ADAPTERS = {"haiku": "bridges.haiku_adapter", "linen": "bridges.linen_adapter", "nnx": "bridges.nnx_adapter"}
 
 

@@ -19,22 +19,10 @@ from typing import Any
 
 import click
 
+from converters._options import FILE, FRAMEWORK, JSON, MODELS, PART, READING, TARGET, reader_options, together
+
 DIFFERS, CANNOT = 1, 2
 SCREEN = 40  # lines of an error
-FRAMEWORKS = ("haiku", "linen", "nnx", "flat")
-
-
-class _Name(click.Path):
-    """The name of a file, there or not, which shells complete."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty; a variable of the shell may not be set.", param, ctx)
-        return value
-
-
-_FILE = _Name()
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class _Commands(click.Group):
@@ -112,78 +100,6 @@ def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
     return CANNOT
 
 
-# Options that several commands have ---------------------------------------------------------------------------------------
-
-Command = Callable[..., Any]
-
-
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_READING = _together(
-    click.option(
-        "--format", "src_format", metavar="NAME", help="The file's format, where its content is not to decide."
-    ),
-    click.option(
-        "--namedtuple",
-        "namedtuples",
-        metavar="MODULE.CLASS=FIELD,…",
-        multiple=True,
-        help="A NamedTuple of your own in a pickle, with its fields.",
-    ),
-)
-_FRAMEWORK = click.option("--framework", type=click.Choice(FRAMEWORKS), help="What SRC is of, where it does not show.")
-_PART = click.option(
-    "--part", metavar="PATH", help="Where in SRC the variables are ('0/params'), where it does not show."
-)
-_MODELS = _together(
-    click.option(
-        "--from-model", metavar="REF", type=_FILE, help="The model that SRC is of: file.py:name or package.module:name."
-    ),
-    click.option("--into", metavar="REF", type=_FILE, help="The model that the target is for."),
-    click.option(
-        "--input",
-        "inputs",
-        metavar="INPUT",
-        type=_FILE,
-        multiple=True,
-        help="An input of the models: 'float32[4,8]', 'int32[2,5]<1000', batch.npz, train=true.",
-    ),
-    click.option(
-        "--mapping", metavar="FILE", type=_FILE, help="A mapping (TOML); it goes before the shipped conventions."
-    ),
-    _FRAMEWORK,
-    _PART,
-)
-_TARGET = _together(
-    click.option("--to", type=click.Choice(FRAMEWORKS), help="The target's framework, without --into."),
-    click.option("--to-format", metavar="NAME", help="The target's format, where the ending of DST does not say."),
-    click.option(
-        "--optimizer",
-        metavar="NAME",
-        help="Whose state SRC holds, where SRC keeps no tuples (msgpack, Orbax): adam, … of optax, or file.py:name.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace what is at DST, once the new one is complete."),
-)
-
-
-def _options(namedtuples: Sequence[str]) -> dict[str, Any]:
-    """Returns the options of a format's reader."""
-    classes = {}
-    for text in namedtuples:
-        name, equals, fields = text.partition("=")
-        if not equals or not all(field.isidentifier() for field in fields.split(",")):
-            raise click.UsageError(f"--namedtuple {text!r}: write my.module.TrainingState=params,state,opt_state")
-        classes[name] = tuple(fields.split(","))
-    return {"namedtuples": classes} if classes else {}
-
-
 def _aside() -> contextlib.AbstractContextManager[Any]:
     """What models print while they run goes to the standard error: the standard output is the command's."""
     return contextlib.redirect_stdout(sys.stderr)
@@ -197,13 +113,13 @@ def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> N
 
 
 @bridges.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=FILE)
 @click.option("--depth", type=click.IntRange(1), help="Show that many levels; count what lies deeper.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold numbered modules that are alike.")
-@_FRAMEWORK
-@_PART
-@_READING
-@_JSON
+@FRAMEWORK
+@PART
+@READING
+@JSON
 def inspect(
     file: str,
     depth: int | None,
@@ -223,18 +139,18 @@ def inspect(
     """
     from converters._inspect import Inspection
 
-    found = Inspection.of(file, src_format, framework, part, **_options(namedtuples))
+    found = Inspection.of(file, src_format, framework, part, **reader_options(namedtuples))
     _print(as_json, found.to_dict, lambda: found.text(depth, not everything))
 
 
 @bridges.command()
-@click.argument("a", type=_FILE)
-@click.argument("b", type=_FILE)
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
 @click.option("--specs-only", is_flag=True, help="Compare paths, shapes and dtypes; read no array.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), default=0.0, help="Of the largest number of an array. Default: 0."
 )
-@_JSON
+@JSON
 @click.pass_context
 def diff(ctx: click.Context, a: str, b: str, specs_only: bool, tolerance: float, as_json: bool) -> None:
     """Compare two checkpoints, of any two formats: paths, shapes and dtypes, then values.
@@ -267,12 +183,12 @@ def diff(ctx: click.Context, a: str, b: str, specs_only: bool, tolerance: float,
 
 
 @bridges.command()
-@click.argument("src", type=_FILE)
-@click.argument("dst", type=_FILE)
-@_MODELS
-@_TARGET
-@_READING
-@_JSON
+@click.argument("src", type=FILE)
+@click.argument("dst", type=FILE)
+@MODELS
+@TARGET
+@READING
+@JSON
 def plan(as_json: bool, **given: Any) -> None:
     """Show what `convert` with the same arguments would do: every entry, its way, and how exact it is.
 
@@ -298,14 +214,14 @@ def plan(as_json: bool, **given: Any) -> None:
 
 
 @bridges.command()
-@click.argument("src", type=_FILE)
-@click.argument("dst", type=_FILE)
-@_MODELS
-@_TARGET
-@_READING
+@click.argument("src", type=FILE)
+@click.argument("dst", type=FILE)
+@MODELS
+@TARGET
+@READING
 @click.option("--back", is_flag=True, help="Go back: SRC is what was converted; its manifest says how.")
 @click.option("--no-manifest", is_flag=True, help="Write no DST.manifest.json; there is then no way back.")
-@_JSON
+@JSON
 def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
     """Convert the checkpoint SRC to DST: planned in full first, then written one array at a time, whole or not at all.
 
@@ -373,7 +289,7 @@ def _arguments(
         "kwargs": kwargs,
         "mapping": Mapping.load(mapping) if mapping else None,
         "format": to_format,
-        "options": _options(namedtuples),
+        "options": reader_options(namedtuples),
         "tx": transformation(optimizer) if optimizer else None,
         **rest,
     }
@@ -387,14 +303,14 @@ def _job(**given: Any) -> Any:
 
 
 @bridges.command()
-@click.argument("from_model", metavar="FROM", type=_FILE)
-@click.argument("into", metavar="INTO", type=_FILE)
+@click.argument("from_model", metavar="FROM", type=FILE)
+@click.argument("into", metavar="INTO", type=FILE)
 @click.option(
-    "--input", "inputs", metavar="INPUT", type=_FILE, multiple=True, help="An input of the models, as for convert."
+    "--input", "inputs", metavar="INPUT", type=FILE, multiple=True, help="An input of the models, as for convert."
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
-@_JSON
+@JSON
 def infer(
     from_model: str, into: str, inputs: Sequence[str], output: str | None, overwrite: bool, as_json: bool
 ) -> None:
@@ -418,15 +334,15 @@ def infer(
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
 
 
-_PROOF = _together(
-    click.argument("src", type=_FILE),
-    click.argument("dst", type=_FILE, required=False),
-    _MODELS,
-    _READING,
+_PROOF = together(
+    click.argument("src", type=FILE),
+    click.argument("dst", type=FILE, required=False),
+    MODELS,
+    READING,
     click.option(
-        "--train-from", metavar="REF", type=_FILE, help="The model that SRC is of, in training mode; with --train-into."
+        "--train-from", metavar="REF", type=FILE, help="The model that SRC is of, in training mode; with --train-into."
     ),
-    click.option("--train-into", metavar="REF", type=_FILE, help="The model that the target is for, in training mode."),
+    click.option("--train-into", metavar="REF", type=FILE, help="The model that the target is for, in training mode."),
     click.option(
         "--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … of optax, or file.py:name."
     ),
@@ -436,7 +352,7 @@ _PROOF = _together(
 
 @bridges.command()
 @_PROOF
-@_JSON
+@JSON
 @click.pass_context
 def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """Prove that the model INTO computes with the converted variables what FROM_MODEL computes with SRC.
@@ -458,7 +374,7 @@ def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
 @_PROOF
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
-@_JSON
+@JSON
 @click.pass_context
 def report(ctx: click.Context, /, output: str, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Verify, and write what was found as a page that needs no network: both trees side by side, every check.
@@ -513,7 +429,7 @@ def _proof(
         mapping=Mapping.load(mapping) if mapping else None,
         train=train,
         optimizer=optimizer,
-        options=_options(namedtuples),
+        options=reader_options(namedtuples),
         **reading,
     )
 
