@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -100,9 +101,16 @@ def _layers(leaves: Mapping[str, Any], variables: State, framework: str) -> Iter
     if framework not in frameworks():
         return
     rows = [row for part in conventions(framework, framework).parts for row in part.layers if not row.refuse]
+    called: dict[str, str] = {}  # Linen's automatic names, Dense_0
+    for row in rows:
+        for name in row.src:
+            called.setdefault(name.partition(".")[2], row.type)
     places = {id(leaf): path for path, leaf in leaves.items()}
     for found in identify(Spec.of(variables).entries, {}, rows, "src").values():
         types = list(dict.fromkeys(rows[r].type for r in found.rows))
+        named = called.get(re.sub("_[0-9]+$", "", found.path.rpartition("/")[2])) if framework == "linen" else None
+        if types and named:  # with an axis more than its own, of a stack, a layer looks like another
+            types = [named if named in types else f"{named}, stacked"]
         for path in found.leaves if types else ():
             place = places.get(id(variables[path]), "")
             above, inside = place.rpartition("/")[0], path.removeprefix(f"{path.partition('/')[0]}/{found.path}/")

@@ -10,6 +10,7 @@ import haiku as hk
 import numpy as np
 import pytest
 
+import converters
 from converters import cli
 from tests.wheel import make_files
 
@@ -67,6 +68,15 @@ def test_inspect(bridges):
     assert "    kernel     float32[16,16]  Param" in out and "LayerNorm" in out
     found = json.loads(bridges("inspect", "weights.npz", "--json")[1])
     assert found["layers"]["mlp%2F~%2Flinear_0"] == "Linear" and len(found["lines"]) == 8
+
+
+def test_inspect_does_not_take_a_scanned_dense_layer_for_a_convolution(bridges, tmp_path):
+    dense = {"kernel": np.ones((3, 4, 5), np.float32), "bias": np.ones((3, 5), np.float32)}
+    converters.save(
+        tmp_path / "scan.msgpack", {"params": {"blocks": {"Dense_0": dense}, "head": {"kernel": dense["bias"]}}}
+    )
+    found = json.loads(bridges("inspect", "scan.msgpack", "--json")[1])["layers"]
+    assert found["params/blocks/Dense_0"] == "Linear, stacked" and found["params/head"] == "Linear"
 
 
 def test_inspect_folds_and_counts_in_order(bridges, tmp_path):
