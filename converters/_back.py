@@ -25,7 +25,7 @@ from converters._convert import Conversion
 from converters._errors import CheckpointError
 from converters._job import check_places
 from converters._ledger import Ledger, checksums, checksums_of_file
-from converters._manifest import Manifest, manifest_of, residue_of
+from converters._manifest import Manifest, manifest_of, recorded, residue_of
 from converters._stream import Stream
 from converters._structure import built, mapped
 from converters._tracked import Plain, plain, tracked
@@ -153,7 +153,7 @@ def _restored(
     for way in found.ways:
         item = way.item
         if not way.exact and not _is_changed(item.targets, found, leaves):
-            given = {p: kept.get(p, _recorded(found.source["entries"][p])) for p in item.sources}
+            given = {p: kept.get(p, recorded(found.source["entries"][p])) for p in item.sources}
             if all(leaf is not None for leaf in given.values()):
                 out.update(given)
                 continue
@@ -182,11 +182,6 @@ def _restored(
 def _key(path: str) -> str:
     """Returns the path of a residue's leaf in the archive's tree, whose keys are whole paths."""
     return escape(path)
-
-
-def _recorded(said: Mapping[str, Any]) -> Any:
-    """Returns the plain value that a manifest has of a leaf, or None."""
-    return Plain(said["value"]) if "value" in said else None
 
 
 def _is_changed(paths: tuple[str, ...], found: Manifest, leaves: Mapping[str, Any]) -> bool:

@@ -194,11 +194,26 @@ def _entry(leaf: Any, out: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(leaf, Plain):
         value = leaf.value
         if isinstance(value, np.generic):
-            return {"scalar": str(value.dtype), **out}
-        if isinstance(value, (complex, bytes)):
-            return {type(value).__name__: repr(value), **out}
-        return {"value": value, **out} if value == value else {"float": "nan", **out}
+            return {"scalar": str(value.dtype), "hex": value.tobytes().hex(), **out}
+        if isinstance(value, bytes):
+            return {"bytes": len(value), "hex": value.hex(), **out}
+        if isinstance(value, complex) or value != value:  # JSON has neither
+            return {type(value).__name__: repr(value), "hex": np.asarray(value).tobytes().hex(), **out}
+        return {"value": value, **out}
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape), **out}
+
+
+def recorded(said: Mapping[str, Any]) -> Plain | None:
+    """Returns the plain value that a manifest has of a leaf; None of an array, whose values it has not."""
+    if "value" in said:
+        return Plain(said["value"])
+    if "hex" not in said:
+        return None
+    raw = bytes.fromhex(said["hex"])
+    if "bytes" in said:
+        return Plain(raw)
+    value = np.frombuffer(raw, dtype_of(said.get("scalar") or ("complex128" if "complex" in said else "float64")))[0]
+    return Plain(value if "scalar" in said else value.item())
 
 
 def versions() -> dict[str, str]:

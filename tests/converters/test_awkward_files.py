@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import haiku as hk
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -93,6 +94,31 @@ def test_integers_beyond_64_bits(tmp_path):
     assert "bit for bit" in done.notes[0]
     found = pickle.loads((tmp_path / "c.pkl").read_bytes())
     assert found["np_rng"] == state and found["step"] == 3 and same(found["params"]["linear"]["w"], w)
+
+
+def test_numbers_that_a_target_does_not_hold_come_back(tmp_path):
+    """NumPy's scalars and what JSON has not are in the manifest by their bytes; only arrays need a residue."""
+    rest = {
+        "int": np.int64(2**40 + 1),
+        "half": ml_dtypes.bfloat16(1.5),
+        "flag": np.bool_(True),
+        "raw": b"a\0b\0",
+        "z": complex(float("nan"), -0.0),
+        "nan": float("nan"),
+        "text": "run",
+        "n": 3,
+        "none": None,
+    }
+    whole = {"params": {"linear": {"w": np.ones((2, 3), np.float32)}}, "rest": rest}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(whole))
+    converters.convert(tmp_path / "a.pkl", tmp_path / "b.npz", part="params", framework="haiku")
+    done = converters.convert_back(tmp_path / "b.npz", tmp_path / "c.pkl")
+    assert "bit for bit" in done.notes[0] and not (tmp_path / "b.npz.residue.npz").exists()
+    found = pickle.loads((tmp_path / "c.pkl").read_bytes())["rest"]
+    assert found.keys() == rest.keys()
+    for name, value in rest.items():
+        assert type(found[name]) is type(value)
+        assert repr(found[name]) == repr(value) and pickle.dumps(found[name]) == pickle.dumps(value), name
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
