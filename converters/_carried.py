@@ -131,7 +131,7 @@ def optimizers(
                 outs = _outs(step, steps.like)
                 leaves = list(stream.step(step.forward, given, outs, f"optimizer state {', '.join(step.targets)}"))
                 plainly = type(step).__name__ == "Step" and not step.history
-                stages = (ins, *step.stages) if plainly and step.ops else (ins,)
+                stages = _staged(step, ins, outs) if plainly and step.ops else (ins,)
                 ops = step.ops if plainly else ()
                 moves.append(Move(given, tuple(leaves), Item(step.sources, step.targets, ops, stages), plainly))
             made.update(zip(step.targets, leaves, strict=True))
@@ -163,6 +163,15 @@ def _typed(state: Any, tx: Any, params: Any, key: str) -> Any:
             f"The state of the optimizer at {key!r} is not of the given transformation (--optimizer, tx=). "
             + "\n".join(lines[:5] + more)
         ) from err
+
+
+def _staged(step: Any, ins: tuple[Abstract, ...], outs: Sequence[Abstract]) -> tuple[tuple[Abstract, ...], ...]:
+    """Returns what there is before and after each op: a step has the parameter's dtypes, moments may have another one."""
+    stages, dtype = [ins], ins[0].dtype
+    for op, stage in zip(step.ops, step.stages, strict=True):
+        dtype = outs[0].dtype if op.name == "cast" else dtype
+        stages.append(tuple(Abstract(tuple(x.shape), dtype) for x in stage))
+    return (*stages[:-1], tuple(outs))
 
 
 def _outs(step: Any, like: Any) -> list[Abstract]:

@@ -11,6 +11,7 @@ transformation does without keeping a state is not seen here; `assumes` says wha
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -391,7 +392,8 @@ def _step(item: Item, fact: Field | None, leaves: Sequence[_Leaf], field: str, h
 
 def _results(step: Step, leaves: Sequence[_Leaf], item: Item, places: int) -> list[Abstract]:
     cast = any(isinstance(op, Cast) for op in step.ops)
-    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    # Not `result_type`, which makes float64 float32 where JAX is in its mode of 32 bits; the arrays are NumPy's.
+    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves])
     lead = leaves[0].shape[:1] if step.history else ()
     outs = item.stages[-1]
     return [Abstract((*lead, *x.shape), x.dtype if cast else dtype) for x in outs[:places]]

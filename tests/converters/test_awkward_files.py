@@ -6,9 +6,12 @@ import pickle
 import subprocess
 import sys
 
+import flax.linen as nn
 import haiku as hk
+import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 import converters
@@ -119,6 +122,33 @@ def test_numbers_that_a_target_does_not_hold_come_back(tmp_path):
     for name, value in rest.items():
         assert type(found[name]) is type(value)
         assert repr(found[name]) == repr(value) and pickle.dumps(found[name]) == pickle.dumps(value), name
+
+
+@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
+def test_moments_of_another_dtype_than_the_parameters(dtype, tmp_path):
+    """As `mu_dtype` gives them, and NumPy's doubles: JAX's mode of 32 bits is no reason to cut them."""
+    rng = np.random.default_rng(0)
+
+    def old(x):
+        return hk.LayerNorm(-1, True, True)(hk.Conv1D(4, 3, name="c")(x))
+
+    class New(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)(nn.Conv(4, (3,))(x))
+
+    x = np.ones((1, 5, 2), np.float32)
+    params = jax.tree.map(np.asarray, hk.transform(old).init(jax.random.key(0), x))
+    state = optax.adam(1e-3).init(params)
+    mu = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), state[0].mu)
+    whole = (params, {}, (state[0]._replace(mu=mu, count=np.asarray(2**40, np.int64)), *state[1:]))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(jax.tree.map(np.asarray, whole)))
+    converters.convert(tmp_path / "a.pkl", tmp_path / "b.msgpack", src_model=old, dst_model=New(), inputs=(x,))
+    made = converters.load(tmp_path / "b.msgpack")["opt_state"]["0"]
+    assert same(np.asarray(made["mu"]["Conv_0"]["kernel"]), mu["c"]["w"]) and made["count"] == 2**40
+    done = converters.convert_back(tmp_path / "b.msgpack", tmp_path / "c.pkl")
+    found = pickle.loads((tmp_path / "c.pkl").read_bytes())
+    assert "bit for bit" in done.notes[0] and all(jax.tree.leaves(jax.tree.map(same, found[2][0].mu, mu)))
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
