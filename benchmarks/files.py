@@ -140,7 +140,7 @@ def report(
         "# Format by format",
         "",
         f"{mib} MiB in leaves of {leaf} MiB, by `benchmarks/files.py`, on {os.cpu_count()} cores at a load of {load:.1f}"
-        " (other work ran beside it where that is more than one). Rows: from; columns: to.",
+        " in its last minute (its own is about 1). Rows: from; columns: to.",
         "",
     ]
     titles = {
