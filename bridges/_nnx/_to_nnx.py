@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bridges._nnx._host import Host
+from bridges._host._host import Host
+from bridges._host._training import settings, variants
 from bridges._nnx._kinds import kind_of, made
 from bridges._nnx._lean import Lean
+from bridges._nnx._leaves import collection_of
 from bridges._nnx._maker import as_rngs
 from bridges._nnx._namespace import Namespace, place, variables_in
 from bridges._nnx._streams import NextKeys
@@ -93,7 +95,7 @@ class ToNNX(Lean, nnx.Module):
     _lean_data = frozenset({"rngs"})
 
     def __init__(self, part: Any, /, *args: Any, rngs: Any = None, **kwargs: Any):
-        self.host = Host(part, args, kwargs)
+        self.host = Host(part, args, kwargs, root="variables", bridge="ToNNX")
         self.variables = Namespace()
         streams = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
         self.rngs = nnx.data(streams)
@@ -132,7 +134,7 @@ class ToNNX(Lean, nnx.Module):
                     running.created[path] = jnp.zeros(value.shape, value.dtype)
 
         call.__self__ = self.host.module  # type: ignore[attr-defined]  # The whole model, for the initial values.
-        kwargs |= self.host.settings(method, args, kwargs, self._modes())
+        kwargs |= settings(self.host, method, args, kwargs, self._modes())
         new: State | None = None
         if state or streams is None:
             try:
@@ -146,7 +148,7 @@ class ToNNX(Lean, nnx.Module):
             new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
             streams.advance_all()
         for path in new.keys() - state.keys():
-            place(self.variables, self.host.outer(path), made(new[path], new.kind(path), self.host.types))
+            place(self.variables, self.host.outer(path), made(new[path], new.kind(path), self._types()))
         self._learn(new)
         if streams is not None and method is None and not self._draws(args, kwargs):
             self.rngs = nnx.data(None)
@@ -170,7 +172,7 @@ class ToNNX(Lean, nnx.Module):
         if _initialising(self):  # `nnx.bridge.lazy_init` of a model that this is a part of.
             self.lazy_init(*args, method=method, **kwargs)
         self._check()
-        kwargs |= self.host.settings(method, args, kwargs, self._modes())
+        kwargs |= settings(self.host, method, args, kwargs, self._modes())
         return self._run(lambda: self.host.call(method, args, kwargs))
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
@@ -218,7 +220,7 @@ class ToNNX(Lean, nnx.Module):
         for path in ctx.created:
             kind = ctx.kind(path)
             assert kind is not None
-            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind, self.host.types))
+            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind, self._types()))
         if streams is not None:
             streams.advance()
         return out
@@ -226,7 +228,7 @@ class ToNNX(Lean, nnx.Module):
     def _draws(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether some call may draw random numbers; found out in abstract."""
         try:
-            for call in self.host.variants(args, kwargs) or ():
+            for call in variants(self.host, args, kwargs) or ():
                 leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
                 arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
                 drawn: list[bool] = []
@@ -247,9 +249,16 @@ class ToNNX(Lean, nnx.Module):
                 jax.eval_shape(run, arrays, self._entries())
                 if drawn[-1]:
                     return True
-            return self.host.variants(args, kwargs) is None
+            return variants(self.host, args, kwargs) is None
         except Exception:  # A call that cannot be made this way says nothing.
             return True
+
+    def _types(self) -> dict[str, type]:
+        """The Variable types that an NNX part uses itself, by collection; empty for all others."""
+        if self.host.framework != "flax.nnx":
+            return {}
+        leaves = self.host.module._memory.base()[0].leaves
+        return {collection_of(leaf.type): leaf.type for leaf in leaves if leaf.type is not None}
 
     def _modes(self) -> dict[str, bool | None]:
         return {"deterministic": self.deterministic, "use_running_average": self.use_running_average}

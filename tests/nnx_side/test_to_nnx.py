@@ -956,7 +956,7 @@ def test_caches():
 
 
 def test_what_cannot_be_hosted():
-    with pytest.raises(br.UnsupportedError, match="cannot become an NNX module"):
+    with pytest.raises(br.UnsupportedError, match=r"3 cannot be hosted\. Pass a Haiku function"):
         ToNNX(3)
     with pytest.raises(br.MissingEntryError, match=r"no Variable 'params/kernal'.*params/kernel"):
         ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(X).variables["params/kernal"]

@@ -1,0 +1,94 @@
+"""Which argument tells a call whether it trains, and what it is when `train()` or `eval()` has been called.
+
+Frameworks have no common word for it: a call takes `is_training`, `train`, `training`, `deterministic` or
+`use_running_average`. It is set where the call takes it and the caller has not passed it; nothing else is ever guessed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bridges._host._framework import innermost
+from bridges._host._host import Host
+
+# The arguments that say whether a call trains, and what they are when it does.
+_TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
+
+
+def settings(
+    host: Host, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], modes: Mapping[str, bool | None]
+) -> dict[str, bool]:
+    """Returns the arguments that tell a call whether it trains, as `train()` and `eval()` have set it.
+
+    Args:
+      host: The part.
+      method, args, kwargs: The call.
+      modes: `deterministic` and `use_running_average`, None where they are not set.
+    """
+    given = [mode for mode in modes.values() if mode is not None]
+    signature = host.signature(method) if given and host.framework != "flax.nnx" else None
+    if signature is None:
+        return {}
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:  # The call itself will say what is wrong with its arguments.
+        return {}
+    found = {}
+    for name, training in _TRAINING.items():
+        parameter = signature.parameters.get(name)
+        if parameter is None or parameter.kind is parameter.POSITIONAL_ONLY or name in bound or _fixed(host, name):
+            continue
+        own = modes.get(name)
+        found[name] = own if own is not None else given[0] is not training
+    return found
+
+
+def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[inspect.BoundArguments] | None:
+    """Returns calls that between them draw random numbers if any call does, None if that cannot be told.
+
+    It can for a function, or a class whose call is its only method, if all that is passed to it, or might be, are
+    arrays and flags: as it is called here, with every flag up, and with every flag down.
+    """
+    signature = host.signature(None)
+    if host.core or host.framework == "flax.nnx" or signature is None or _other_methods(host):
+        return None
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    flags = []
+    for name, parameter in signature.parameters.items():
+        leaves = [leaf for leaf in jax.tree.leaves(bound.arguments[name]) if not hasattr(leaf, "shape")]
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or not all(
+            isinstance(leaf, bool) for leaf in leaves
+        ):
+            return None
+        if name in _TRAINING or isinstance(bound.arguments[name], bool):
+            flags += [] if _fixed(host, name) else [name]
+        elif leaves:
+            return None
+    calls = [bound]
+    for up in (True, False) if flags else ():
+        calls.append(signature.bind(*args, **kwargs))
+        calls[-1].apply_defaults()
+        calls[-1].arguments.update(dict.fromkeys(flags, up))
+    return calls
+
+
+def _other_methods(host: Host) -> bool:
+    part: Any = type(host.module._linen) if host.framework == "flax.linen" else innermost(host.part)
+    if not isinstance(part, type):
+        return hasattr(part, "apply") and not hasattr(part.apply, "_original_fn")
+    known = {"setup", *getattr(part, "__dataclass_fields__", ())}
+    for base in part.__mro__:
+        if base.__name__ == "Module" and base.__module__.startswith(str(host.framework)):
+            known.update(dir(base))
+    return any(callable(getattr(part, n)) for n in dir(part) if not n.startswith("_") and n not in known)
+
+
+def _fixed(host: Host, name: str) -> bool:
+    """Whether a Linen module has this as a field that is set: it refuses to be told twice."""
+    linen = getattr(host.module, "_linen", None) if host.framework == "flax.linen" else None
+    return getattr(linen, name, None) is not None
