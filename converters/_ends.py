@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 import bridges
+from bridges._infer._arrays import cast, cast_all, is_real, plan_in
+from bridges._infer._random import randomised
 from bridges.core._errors import BridgeError, StructureError, describe
 from bridges.core._spec import Spec
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
-from converters._arrays import cast, cast_all, is_real, plan_in
 from converters._frameworks import FRAMEWORKS
 from converters._side import (
     Form,
@@ -24,7 +25,6 @@ from converters._side import (
     function_side,
     model_side,
     named,
-    randomised,
 )
 
 

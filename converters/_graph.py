@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bridges._infer._arrays import is_real
 from bridges.core._jaxpr import trace
-from converters._arrays import is_real
 
 # Operations that are a call of a jaxpr, and the parameter that has it.
 _CALLS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converters._arrays import is_real
+from bridges._infer._arrays import is_real
 
 Trial = tuple[str, dict[str, np.ndarray]]
 _MOST_BLOCKS = 4

@@ -227,7 +227,7 @@ def _spec(model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
     if isinstance(model, Spec):
         return model, model.framework, None
     found = Model.of(model)
-    return found.spec(*inputs, **kwargs), "flat" if found.framework == "core" else found.framework, found
+    return found.spec(*inputs, **kwargs), found.family, found
 
 
 def rules_for(mapping: Rules | None, found: Contents, to: str, dst_spec: Spec | None) -> Rules | None:

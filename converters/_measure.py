@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bridges._infer._arrays import Inputs, is_real
 from bridges.core._flat import flatten
-from converters._arrays import Inputs, is_real
 from converters._graph import QUICK
 from converters._side import Side
 

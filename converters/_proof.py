@@ -56,7 +56,7 @@ def prove(
     """
     given = dict(kwargs or {})
     specs = [model.spec(*inputs, **given) for model in (from_model, into)]
-    names = ["flat" if model.framework == "core" else model.framework for model in (from_model, into)]
+    names = [model.family for model in (from_model, into)]
     found = contents(formats.read(src, src_format, **(options or {})).tree, framework or names[0], part, specs[0])
     rules = rules_for(mapping, found, names[1], specs[1])
     assert rules is not None, "there is a target's spec"

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converters._arrays import is_real
+from bridges._infer._arrays import is_real
 from converters._graph import LAYOUT, Graph, Step
 from converters._hypotheses import of_leaves
 from converters._layers import Layers, Place

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 import bridges
-from bridges.core._errors import BridgeError, StructureError, hint, listing
+from bridges._infer._model import Model
+from bridges._infer._model import framework_of as shown
+from bridges.core._errors import StructureError, hint, listing
 from bridges.core._flat import escape, flatten, unescape
 from bridges.core._spec import Spec
 from bridges.core._state import State
-from converters._models import Model
-from converters._models import framework_of as shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ def framework_of(model: Any) -> str | None:
     True
     """
     found = model.framework if isinstance(model, Model) else shown(model)
-    return "flat" if found == "core" else found
+    return "flat" if found in ("core", "function") else found
 
 
 def model_side(model: Any, framework: str, inputs: Sequence[Any], end: str) -> Side:
@@ -72,8 +71,8 @@ def model_side(model: Any, framework: str, inputs: Sequence[Any], end: str) -> S
       inputs: The model's inputs.
       end: 'source' or 'target'.
     """
-    kind = "core" if framework == "flat" else framework
-    made = model if isinstance(model, Model) else Model(kind, model, f"the {end}")
+    known = isinstance(model, Model) or framework == "flat"
+    made = Model.of(model) if known else Model(framework, model, f"the {end}")
     spec = made.spec(*inputs)
     random = [p for p, x in spec.entries.items() if framework == "nnx" and _random(spec.entries, p, x)]
     extras = made.random_state(random)
@@ -173,25 +172,3 @@ def named(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = Fal
     """Returns the flat variables of a tree, by the paths of `form_of`."""
     form = form_of(tree, wanted, what, partly)
     return dict(zip(form.paths, jax.tree.leaves(tree), strict=True))
-
-
-def randomised(entries: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
-    """Returns random values for abstract entries: every one that can be moves the output, none is at its initial value.
-
-    Weights are normal and scaled by 1/sqrt of what they sum over, so that deep models keep their size; vectors and
-    scalars have a size of 0.3 to 1.1 and either sign; what is called a variance is positive. Integers are 3.
-    """
-    rng = np.random.default_rng(seed)
-    out = {}
-    for path, x in entries.items():
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            raise BridgeError(f"{path!r} is a random key: pass variables for the source, it cannot be made up.")
-        if not jax.dtypes.issubdtype(x.dtype, np.inexact):
-            out[path] = np.full(x.shape, 3 if x.dtype != bool else True, x.dtype)
-            continue
-        if len(x.shape) > 1 and max(x.shape[:-1]) > 1:
-            values = rng.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1]))
-        else:
-            values = rng.uniform(0.3, 1.1, x.shape) * (1 if "var" in path else rng.choice([-1, 1], x.shape))
-        out[path] = values.astype(x.dtype)
-    return out

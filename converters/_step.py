@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from bridges._infer._arrays import is_real, plan_in
 from bridges.core._errors import BridgeError
 from bridges.core._kind import Param, kind_type
 from bridges.core._state import State
 from bridges.mapping._plan import Plan
-from converters._arrays import is_real, plan_in
 from converters._ends import Ends
 from converters._measure import Run, apart, distances, nudged
 from converters.report import DIFFERENT, EQUAL, NOT_RUN, UNPROVEN, Check

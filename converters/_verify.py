@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters._arrays import Inputs, cast_all, is_real, plan_in
+from bridges._infer._arrays import Inputs, cast_all, is_real, plan_in
 from converters._dig import by_values, first_difference, gradient_difference, related
 from converters._ends import Ends, ends_of, shape_text
 from converters._graph import Graph

@@ -272,11 +272,11 @@ def _arguments(
     """Returns the arguments of `converters.convert` for those of the command."""
     from bridges.mapping._mapping import Mapping
     from converters._inputs import parse
-    from converters._models import Model
+    from converters._models import load
     from converters._transformation import transformation
 
     args, kwargs = parse(inputs)
-    models = [Model.load(reference) if reference else None for reference in (from_model, into)]
+    models = [load(reference) if reference else None for reference in (from_model, into)]
     if any(models) and not inputs and any(m is not None and m.framework != "nnx" for m in models):
         name = next(m.name for m in models if m is not None and m.framework != "nnx")
         raise click.UsageError(f"{name} is made by its inputs: give them, such as --input 'float32[1,28,28,1]'.")
@@ -324,11 +324,11 @@ def infer(
     """
     from converters._infer import Inferred
     from converters._inputs import parse
-    from converters._models import Model
+    from converters._models import load
 
     args, kwargs = parse(inputs)
     with _aside():
-        found = Inferred.of(Model.load(from_model), Model.load(into), args, kwargs)
+        found = Inferred.of(load(from_model), load(into), args, kwargs)
     if output:
         found.write(output, overwrite)
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
@@ -410,7 +410,7 @@ def _proof(
 ) -> Any:
     from bridges.mapping._mapping import Mapping
     from converters._inputs import parse
-    from converters._models import Model
+    from converters._models import load
     from converters._proof import prove
 
     if not from_model or not into:
@@ -418,12 +418,12 @@ def _proof(
     if bool(train_from) != bool(train_into):
         raise click.UsageError("--train-from and --train-into go together.")
     args, kwargs = parse(inputs, seed)
-    train = (Model.load(train_from), Model.load(train_into)) if train_from and train_into else None
+    train = (load(train_from), load(train_into)) if train_from and train_into else None
     return prove(
         src,
         dst,
-        Model.load(from_model),
-        Model.load(into),
+        load(from_model),
+        load(into),
         args,
         kwargs,
         mapping=Mapping.load(mapping) if mapping else None,

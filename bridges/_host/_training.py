@@ -16,7 +16,7 @@ from bridges._host._framework import innermost
 from bridges._host._host import Host
 
 # The arguments that say whether a call trains, and what they are when it does.
-_TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
+TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
 
 
 def settings(
@@ -38,7 +38,7 @@ def settings(
     except TypeError:  # The call itself will say what is wrong with its arguments.
         return {}
     found = {}
-    for name, training in _TRAINING.items():
+    for name, training in TRAINING.items():
         parameter = signature.parameters.get(name)
         if parameter is None or parameter.kind is parameter.POSITIONAL_ONLY or name in bound or _fixed(host, name):
             continue
@@ -65,7 +65,7 @@ def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> li
             isinstance(leaf, bool) for leaf in leaves
         ):
             return None
-        if name in _TRAINING or isinstance(bound.arguments[name], bool):
+        if name in TRAINING or isinstance(bound.arguments[name], bool):
             flags += [] if _fixed(host, name) else [name]
         elif leaves:
             return None

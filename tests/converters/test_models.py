@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import bridges as br
-from converters._models import Model, ModelError
+from converters._models import Model, ModelError, load
 
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 
@@ -71,8 +71,8 @@ def test_references(tmp_path, monkeypatch):
     )
     (tmp_path / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    assert Model.load("nets.py:box.net").model.features == 4
-    assert Model.load(f"{tmp_path}/nets.py:box.net").framework == "linen"
+    assert load("nets.py:box.net").model.features == 4
+    assert load(f"{tmp_path}/nets.py:box.net").framework == "linen"
     for reference, text in {
         "nets.py": "names no model. Write file.py:name",
         "nets.py:bo": "has no attribute 'bo'. Did you mean 'box'",
@@ -82,4 +82,4 @@ def test_references(tmp_path, monkeypatch):
         "broken.py:net": "cannot be imported: ZeroDivisionError",
     }.items():
         with pytest.raises(ModelError, match=text):
-            Model.load(reference)
+            load(reference)

@@ -60,7 +60,7 @@ def rewritten(model, target, *rules, **mapping):
 
 def mutated(plan, change):
     """What the plan makes of random variables, with some of it changed by `change(dict)`; and the variables."""
-    from converters._side import randomised
+    from bridges._infer._random import randomised
 
     old = randomised(plan.src, 0)
     new = dict(plan.forward(old))

@@ -13,9 +13,9 @@ import pytest
 
 import converters
 from bridges import Module, State, get, haiku_adapter, linen_adapter
+from bridges._infer._random import randomised
 from bridges.core._errors import BridgeError, StructureError
 from bridges.param_mapping import Mapping, conventions
-from converters._side import randomised
 from tests.converters import models as m
 
 QUICK = ("float32",)

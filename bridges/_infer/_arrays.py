@@ -58,12 +58,15 @@ class Inputs:
     treedef: Any
 
     @classmethod
-    def of(cls, inputs: Sequence[Any]) -> Inputs:
+    def of(cls, inputs: Sequence[Any], floats: bool = True) -> Inputs:
+        """Returns the inputs taken apart; a Python float is an array if `floats`, else a setting that stays."""
         items, treedef = jax.tree_util.tree_flatten_with_path(tuple(inputs))
         leaves = [leaf for _, leaf in items]
         names = ["/".join(str(getattr(k, "idx", getattr(k, "key", k))) for k in keys) for keys, _ in items]
-        arrays = {name: leaf for name, leaf in zip(names, leaves, strict=True) if is_array(leaf)}
-        return cls(arrays, tuple(n if is_array(x) else _Static(x) for n, x in zip(names, leaves, strict=True)), treedef)
+        given = [is_array(leaf) and (floats or not isinstance(leaf, float)) for leaf in leaves]
+        arrays = {name: leaf for name, leaf, array in zip(names, leaves, given, strict=True) if array}
+        filling = (n if array else _Static(x) for n, x, array in zip(names, leaves, given, strict=True))
+        return cls(arrays, tuple(filling), treedef)
 
     def filled(self, arrays: Mapping[str, Any]) -> tuple[Any, ...]:
         """Returns the inputs with these arrays."""
