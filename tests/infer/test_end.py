@@ -1,4 +1,4 @@
-"""Any model as a function of flat values, in evaluation: one call for all five kinds, dropout inactive, every leaf random."""
+"""Any model as a function of flat values, in evaluation: one call for all kinds, dropout inactive, every leaf random."""
 
 import equinox as eqx
 import flax.linen as nn
