@@ -7,7 +7,7 @@ Frameworks have no common word for it: a call takes `is_training`, `train`, `tra
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax
 from bridges._host._framework import innermost
 from bridges._host._host import Host
 
+_BASES = ("haiku._src.module", "flax.linen.module", "bridges.")  # Where frameworks have their base classes.
 # The arguments that say whether a call trains, and what they are when it does.
 TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
 
@@ -51,10 +52,11 @@ def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> li
     """Returns calls that between them draw random numbers if any call does, None if that cannot be told.
 
     It can for a function, or a class whose call is its only method, if all that is passed to it, or might be, are
-    arrays and flags: as it is called here, with every flag up, and with every flag down.
+    arrays and flags: as it is called here, with every flag up, and with every flag down. What a core part asks of
+    `bridges.flag` is no argument.
     """
     signature = host.signature(None)
-    if host.core or host.framework == "flax.nnx" or signature is None or _other_methods(host):
+    if signature is None or _other_methods(host):
         return None
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -78,14 +80,24 @@ def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> li
 
 
 def _other_methods(host: Host) -> bool:
+    if host.core:
+        return has_other_methods(type(host.module))
     part: Any = type(host.module._linen) if host.framework == "flax.linen" else innermost(host.part)
     if not isinstance(part, type):
         return hasattr(part, "apply") and not hasattr(part.apply, "_original_fn")
-    known = {"setup", *getattr(part, "__dataclass_fields__", ())}
-    for base in part.__mro__:
-        if base.__name__ == "Module" and base.__module__.startswith(str(host.framework)):
-            known.update(dir(base))
-    return any(callable(getattr(part, n)) for n in dir(part) if not n.startswith("_") and n not in known)
+    return has_other_methods(part, {"setup", *getattr(part, "__dataclass_fields__", ())})
+
+
+def has_other_methods(cls: type, known: Collection[str] = ()) -> bool:
+    """Whether a module class has methods of its own beside `__call__`.
+
+    Args:
+      cls: A class of Haiku, Linen or the core.
+      known: Names that are no such methods.
+    """
+    theirs = {name for base in cls.__mro__ if base.__module__.startswith(_BASES) for name in dir(base)}
+    names = (name for name in dir(cls) if not name.startswith("_") and name not in theirs and name not in known)
+    return any(callable(getattr(cls, name)) for name in names)
 
 
 def _fixed(host: Host, name: str) -> bool:

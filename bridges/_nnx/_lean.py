@@ -1,9 +1,9 @@
-"""Lean: an NNX object without NNX's own attributes among the nodes of its graph.
+"""Lean: an NNX module that NNX and JAX flatten into its data and one thing more.
 
-NNX keeps two attributes in every object (its trace, and which attributes are data) and flattens them with the rest at
-every call of a compiled function. They follow from the others, and leaving them out makes a call of a small wrapped layer
-about as fast as one of NNX's own. This is the one place that knows how NNX flattens a graph (flax 0.12); trees, as JAX
-flattens them, are as everywhere.
+NNX flattens every attribute of a module, its own two among them (the trace it was made in, and which attributes are data),
+at each call of a compiled function, and compares them with those of the call before. Here all that is static is one
+attribute of the graph; what follows from the others, and data that is None, is left out. This is the one place that knows
+how NNX flattens (flax 0.12).
 """
 
 from __future__ import annotations
@@ -11,44 +11,83 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 from flax import nnx
 
-OWN = "_pytree__"  # What the names of NNX's own attributes begin with.
+_OWN = "_pytree__"  # What the names of NNX's own attributes begin with.
+_NODES, _STATE, _REST = _OWN + "nodes", _OWN + "state", _OWN + "static"
 _DATA, _STATIC = nnx.graphlib.DataElem, nnx.graphlib.StaticElem
 
+_Static = tuple[tuple[str, Any], ...]
 
-class Lean(nnx.Pytree):
-    """Base class of objects whose graph nodes are their own attributes only."""
 
-    _lean_data = frozenset[str]()  # Attributes that are data whatever their value, None included.
+class Lean(nnx.Module):
+    """Base class of modules that say in `_pytree__nodes` which of their attributes are data.
+
+    What is assigned under another name is data where NNX takes it for data, as in every module.
+    """
 
     def _graph_node_flatten(self) -> tuple[list[tuple[str, Any]], type]:
-        data = self._pytree__nodes
-        attributes = [
-            (name, _DATA(value) if data[name] else _STATIC(value))
-            for name, value in vars(self).items()
-            if not name.startswith(OWN)
-        ]
-        return sorted(attributes, key=_name), type(self)
+        data, static = _parted(self)
+        return [*((name, _DATA(value)) for name, value in data), (_REST, _STATIC(static))], type(self)
 
     @staticmethod
     def _graph_node_create_empty(node_type: type) -> Any:
-        node: Any = object.__new__(node_type)
-        vars(node).update(vars(Lean()))
-        return node
+        return object.__new__(node_type)
 
     def _graph_node_clear(self) -> None:
         attributes = vars(self)
-        for name in [name for name in attributes if not name.startswith(OWN)]:
-            del attributes[name]
+        state = attributes[_STATE]
+        attributes.clear()
+        attributes[_STATE] = state  # The module was made where it was made.
 
     def _graph_node_init(self, attributes: Iterable[tuple[Any, Any]]) -> None:
-        given, data = dict(attributes), self._pytree__nodes
-        new = {k: k in self._lean_data or nnx.is_data(v) for k, v in given.items() if k not in data}
-        if new:
-            vars(self)[OWN + "nodes"] = data.update(new)
-        vars(self).update(given)
+        data = dict(attributes)
+        _fill(self, data.pop(_REST, ()), data)
+
+    def _pytree__flatten(self) -> tuple[list[Any], tuple[tuple[str, ...], _Static]]:
+        data, static = _parted(self)
+        return [value for _, value in data], (tuple(name for name, _ in data), static)
+
+    def _pytree__flatten_with_paths(self) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...], _Static]]:
+        data, static = _parted(self)
+        keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in data]
+        return keyed, (tuple(name for name, _ in data), static)
+
+    @classmethod
+    def _pytree__unflatten(cls, static: Any, node_attrs: Iterable[Any]) -> Any:
+        names, rest = static
+        made = object.__new__(cls)
+        _fill(made, rest, dict(zip(names, node_attrs, strict=True)))
+        return made
 
 
-def _name(attribute: tuple[str, Any]) -> str:
-    return attribute[0]
+def _parted(module: Lean) -> tuple[list[tuple[str, Any]], _Static]:
+    """Returns the data and everything else of a module, each sorted by name."""
+    attributes = vars(module)
+    nodes, initializing = attributes[_NODES], attributes[_STATE].initializing
+    data, static = [], []
+    for item in sorted(attributes.items(), key=_name):
+        name, value = item
+        if nodes.get(name):
+            if value is not None and name != _STATE:
+                data.append(item)
+        elif name != _NODES or nodes is not type(module)._pytree__nodes:
+            static.append(item)
+    if initializing:
+        static.append((_STATE, True))
+    return data, tuple(static)
+
+
+def _name(item: tuple[str, Any]) -> str:
+    return item[0]
+
+
+def _fill(module: Lean, static: _Static, data: dict[str, Any]) -> None:
+    attributes, rest = vars(module), dict(static)
+    initializing = rest.pop(_STATE, False)
+    if _STATE not in attributes:
+        attributes[_STATE] = nnx.pytreelib.PytreeState(initializing=initializing)
+    attributes[_NODES] = type(module)._pytree__nodes
+    attributes.update(rest)
+    attributes.update(data)

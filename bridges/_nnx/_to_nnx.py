@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bridges._host._drawing import may_draw
 from bridges._host._host import Host
-from bridges._host._training import settings, variants
+from bridges._host._training import settings
 from bridges._nnx._kinds import kind_of, made
 from bridges._nnx._lean import Lean
 from bridges._nnx._leaves import collection_of
@@ -36,13 +36,12 @@ from bridges.core._errors import (
     listing,
 )
 from bridges.core._frame import Frame, enter
-from bridges.core._kind import is_transient, kind_type
+from bridges.core._kind import Kind, is_transient, kind_type
 from bridges.core._pure import init
-from bridges.core._rng import Streams
 from bridges.core._spec import abstract
 
 
-class ToNNX(Lean, nnx.Module):
+class ToNNX(Lean):
     """A part of any framework as an NNX module.
 
     `lazy_init(*inputs)` makes the Variables. They stand at `model.variables['<collection>']['<native>']['<path>']`: for
@@ -71,7 +70,7 @@ class ToNNX(Lean, nnx.Module):
       **kwargs: Arguments of a class.
 
     Attributes:
-      variables: The Variables, by name.
+      variables: The Variables, by name; for NNX and JAX nested dictionaries.
       rngs: The random streams, or None. Another `nnx.Rngs` may be assigned.
       part: What is wrapped.
       deterministic, use_running_average: What `train()` and `eval()` set; None at first, and nothing is passed.
@@ -92,13 +91,19 @@ class ToNNX(Lean, nnx.Module):
     4
     """
 
-    _lean_data = frozenset({"rngs"})
+    _pytree__nodes: Any = {
+        "variables": True,
+        "rngs": True,
+        "host": False,
+        "deterministic": False,
+        "use_running_average": False,
+    }
+    rngs: Any = None
 
     def __init__(self, part: Any, /, *args: Any, rngs: Any = None, **kwargs: Any):
         self.host = Host(part, args, kwargs, root="variables", bridge="ToNNX")
-        self.variables = Namespace()
-        streams = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
-        self.rngs = nnx.data(streams)
+        self.variables = {}
+        self.rngs = rngs.fork() if isinstance(rngs, nnx.Rngs) else None if rngs is None else as_rngs(rngs)
         self.deterministic: bool | None = None
         self.use_running_average: bool | None = None
 
@@ -106,6 +111,15 @@ class ToNNX(Lean, nnx.Module):
     def part(self) -> Any:
         """What is wrapped."""
         return self.host.part
+
+    @property
+    def variables(self) -> Namespace:
+        """The Variables, by name; they are kept in nested dictionaries."""
+        return Namespace(vars(self)["variables"])
+
+    @variables.setter
+    def variables(self, tree: Mapping[str, Any]) -> None:
+        vars(self)["variables"] = tree.tree if isinstance(tree, Namespace) else tree
 
     def lazy_init(self, *args: Any, method: Any = None, **kwargs: Any) -> ToNNX:
         """Returns this module, with the Variables that a call needs and that were not there.
@@ -148,10 +162,10 @@ class ToNNX(Lean, nnx.Module):
             new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
             streams.advance_all()
         for path in new.keys() - state.keys():
-            place(self.variables, self.host.outer(path), made(new[path], new.kind(path), self._types()))
+            self._place(path, new[path], new.kind(path))
         self._learn(new)
-        if streams is not None and method is None and not self._draws(args, kwargs):
-            self.rngs = nnx.data(None)
+        if streams is not None and method is None and not may_draw(self.host, self._entries(), args, kwargs):
+            self.rngs = None
         return self
 
     def __call__(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
@@ -198,7 +212,7 @@ class ToNNX(Lean, nnx.Module):
 
     def _entries(self) -> State:
         entries, kinds = {}, {}
-        for path, variable in variables_in(self.variables).items():
+        for path, variable in variables_in(vars(self)["variables"]).items():
             inner = self.host.inner(path)
             entries[inner], kinds[inner] = variable.get_value(), kind_of(variable)
         return State(entries, kinds)
@@ -220,38 +234,14 @@ class ToNNX(Lean, nnx.Module):
         for path in ctx.created:
             kind = ctx.kind(path)
             assert kind is not None
-            place(self.variables, self.host.outer(path), made(ctx.entries[path], kind, self._types()))
+            self._place(path, ctx.entries[path], kind)
         if streams is not None:
             streams.advance()
         return out
 
-    def _draws(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether some call may draw random numbers; found out in abstract."""
-        try:
-            for call in variants(self.host, args, kwargs) or ():
-                leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
-                arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
-                drawn: list[bool] = []
-
-                def run(
-                    arrays: dict[int, Any],
-                    state: State,
-                    leaves: list[Any] = leaves,
-                    treedef: Any = treedef,
-                    drawn: list[bool] = drawn,
-                ) -> None:
-                    args, kwargs = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-                    ctx = Context(state, streams=Streams.of(0), root=self.host.module)
-                    with enter(Frame(ctx, None)):
-                        self.host.call(None, args, kwargs)
-                    drawn.append(ctx.streams is None or ctx.streams.drawn)
-
-                jax.eval_shape(run, arrays, self._entries())
-                if drawn[-1]:
-                    return True
-            return variants(self.host, args, kwargs) is None
-        except Exception:  # A call that cannot be made this way says nothing.
-            return True
+    def _place(self, path: str, value: Any, kind: Kind) -> None:
+        self._check_valid_context(lambda: f"Cannot make {path!r} of {self.host!r} at another trace level")
+        place(vars(self)["variables"], self.host.outer(path), made(value, kind, self._types()))
 
     def _types(self) -> dict[str, type]:
         """The Variable types that an NNX part uses itself, by collection; empty for all others."""
@@ -279,7 +269,7 @@ class ToNNX(Lean, nnx.Module):
         known = self.host.known
         if not known:
             return
-        found = variables_in(self.variables)
+        found = variables_in(vars(self)["variables"])
         missing = [p for p in known if p not in found]
         extra = [p for p, v in found.items() if p not in known and not is_transient(kind_of(v))]
         wrong = [

@@ -247,8 +247,25 @@ def test_streams_are_kept_where_a_call_may_draw():
         def __call__(self, x, rate=0.0):
             return nn.Dropout(rate, deterministic=False)(nn.Dense(2)(x))
 
-    for part in (nn.Dense(2), mlp, functools.partial(nnx.Linear, 3, 2)):
-        assert ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(X).rngs is None or part.__class__ is functools.partial
+    class Silent(br.Module):
+        def __call__(self, x):
+            return self.get("dense", br.FromFlax(nn.Dense), 2)(x)
+
+    class Flagged(br.Module):
+        def __call__(self, x):
+            return x + jax.random.normal(br.rng("noise")) if br.flag("train", False) else x
+
+    class Holder(br.Module):
+        def __init__(self):
+            self.silent, self.core = Silent(), Core()
+
+        def __call__(self, x):
+            return self.silent(x) + self.core(x)
+
+    for part in (nn.Dense(2), mlp, functools.partial(nnx.Linear, 3, 2), Silent(), functools.partial(Silent)):
+        assert ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(X).rngs is None
+    for part in (Flagged(), Core(), Holder()):  # A core module with methods of its own may draw there.
+        assert ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(X).rngs is not None
     for part in (Net(), Coder(), nn.Embed(3, 4), Rated(), nn.Dropout(0.5)):
         x = jnp.zeros(2, jnp.int32) if isinstance(part, nn.Embed) else X
         given = {"deterministic": True} if isinstance(part, nn.Dropout) else {}
@@ -270,6 +287,45 @@ def test_a_graph_holds_nothing_but_what_a_module_holds():
     made.train()
     made.variables["params/bias"].set_value(jnp.ones(2))
     np.testing.assert_allclose(made(X), model(X), rtol=1e-6)
+
+
+def test_attributes_of_the_users_own_are_data_where_they_say_so():
+    model = ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(X)
+    model.scale = nnx.Param(jnp.full((), 3.0))
+    model.more = nnx.data([nnx.Param(jnp.ones(2))])
+    model.note = "static"
+    del model.note
+
+    def double(model):
+        model.scale[...] *= 2
+        model.more[0][...] *= 2
+        return model(X)
+
+    plain = model(X)
+    for graph in (True, False):
+        np.testing.assert_allclose(nnx.jit(double, graph=graph)(model), plain, rtol=1e-6)
+    assert model.scale[...] == 12
+    assert (model.more[0][...] == 4).all()
+    copy = nnx.merge(*nnx.split(model))
+    assert jax.tree.structure(copy) == jax.tree.structure(model)
+    assert nnx.graphdef(copy) == nnx.graphdef(model)
+    model.note = "static"
+    assert nnx.graphdef(copy) != nnx.graphdef(model)
+
+
+def test_lazy_init_inside_of_a_transformation():
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = ToNNX(nn.Dense(3), rngs=rngs)
+
+        def __call__(self, x):
+            split = nnx.split_rngs(splits=5)
+            return split(nnx.vmap(lambda inner, x: inner(x), in_axes=(0, None), axis_size=5))(self.inner, x)
+
+    model = nnx.bridge.lazy_init(Outer(nnx.Rngs(0)), X)
+    kernel = model.inner.variables["params"]["kernel"]
+    assert kernel.shape == (5, 3, 3)
+    np.testing.assert_allclose(model(X), jnp.einsum("bi,nij->nbj", X, kernel[...]), rtol=1e-5)
 
 
 def test_haiku_draws_from_the_streams():
@@ -482,7 +538,7 @@ def test_missing_entries_are_an_error_and_never_random(part):
 def test_extra_entries_are_an_error(part):
     model = ToNNX(PARTS[part](), rngs=nnx.Rngs(0)).lazy_init(X)
     above = min(values(model, nnx.Param)).rpartition("/")[0]
-    model.variables[above].extra = nnx.Param(jnp.ones(3))
+    model.variables[above].tree["extra"] = nnx.Param(jnp.ones(3))
     with pytest.raises(br.StructureError, match=f"{above}/extra"):
         model(X)
 
