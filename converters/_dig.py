@@ -8,11 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from bridges._infer._graph import Graph
+from bridges._infer._match import Match, broken, informative, origin
 from bridges.mapping._plan import Plan
-from converters._graph import Graph
 from converters._hypotheses import of_leaves
 from converters._layers import Layers, before, locate
-from converters._match import Match, broken, informative, origin
 from converters._reason import UNKNOWN, Bench, find
 from converters.report import FirstDifference
 

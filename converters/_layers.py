@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from bridges._infer._graph import Graph
 from bridges.core._flat import under
 from bridges.mapping._plan import Plan
-from converters._graph import Graph
 
 
 @dataclasses.dataclass(frozen=True)

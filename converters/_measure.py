@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges._infer._arrays import Inputs, is_real
+from bridges._infer._graph import QUICK
 from bridges.core._flat import flatten
-from converters._graph import QUICK
 from converters._side import Side
 
 ULPS = {"float64": 2.0**22, "float32": 16.0, "float16": 4.0, "bfloat16": 4.0}

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges._infer._arrays import is_real
-from converters._graph import LAYOUT, Graph, Step
+from bridges._infer._graph import LAYOUT, Graph, Step
+from bridges._infer._match import Match, informative
 from converters._hypotheses import of_leaves
 from converters._layers import Layers, Place
-from converters._match import Match, informative
 
 WINDOW = 60  # steps after the first difference in which a value must match again
 MOST = 400  # hypotheses about leaves that are tried

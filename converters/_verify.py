@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from bridges._infer._arrays import Inputs, cast_all, is_real, plan_in
+from bridges._infer._graph import Graph
 from converters._dig import by_values, first_difference, gradient_difference, related
 from converters._ends import Ends, ends_of, shape_text
-from converters._graph import Graph
 from converters._layers import read
 from converters._measure import Outcome, Run, apart, constant, distances, nudged, top
 from converters._models import ModelError

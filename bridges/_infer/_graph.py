@@ -5,7 +5,7 @@ derivatives) are opened and short scans unrolled, so that what a layer computes 
 while loop, a branch and a long scan stay one step. Variables, inputs, constants and literals are the roots; the line can be
 run again with other roots, or with values in its middle replaced.
 
-It reads jaxprs (`eqns`, `invars`, `params`, `primitive`) and knows nothing else of JAX's inside; `tests/converters/
+It reads jaxprs (`eqns`, `invars`, `params`, `primitive`) and knows nothing else of JAX's inside; `tests/infer/
 test_graph.py` pins what is relied on.
 """
 
@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges._infer._arrays import is_real
 from bridges.core._jaxpr import trace
 
 # Operations that are a call of a jaxpr, and the parameter that has it.
@@ -204,7 +203,12 @@ class Graph:
 
     def scalar(self, v: int) -> float | None:
         """Returns the number that a value is, if it is a constant of the code; None if not."""
-        if self.data[v] or self.leaves[v] or np.size(self.values[v]) != 1 or not is_real(self.values[v]):
+        if (
+            self.data[v]
+            or self.leaves[v]
+            or np.size(self.values[v]) != 1
+            or not jnp.issubdtype(self.values[v].dtype, np.inexact)
+        ):
             return None
         return float(np.ravel(np.asarray(self.values[v], np.float64))[0])
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters._graph import Graph
+from bridges._infer._graph import Graph
 
 _HUGE = 1e15
 _WHOLE = 1 << 16  # up to so many elements are sorted; of larger arrays five sums are compared

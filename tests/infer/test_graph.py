@@ -1,4 +1,4 @@
-"""`converters._graph`: what is relied on of JAX's jaxprs, in the versions under constraints/."""
+"""`bridges._infer._graph`: what is relied on of JAX's jaxprs, in the versions under constraints/."""
 
 import functools
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converters._graph import Graph
-from converters._match import Match
+from bridges._infer._graph import Graph
+from bridges._infer._match import Match
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 W = {"w": np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)}
