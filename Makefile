@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: stale help demo test smoke lint format types imports ci test-matrix constraints clean
+.PHONY: stale help demo guides test smoke lint format types imports ci test-matrix constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F '|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ $(READY): pyproject.toml $(wildcard constraints/*.txt) $(STALE)
 
 demo: $(READY) ## Train in Haiku, convert, go on in Linen and in the core; the picture lands in demo-output/
 	JAX_PLATFORMS=cpu $(BIN)/python examples/digits.py
+
+guides: $(READY) ## Run every migration guide and print what each moved; ARGS='basic --json' for some
+	JAX_PLATFORMS=cpu $(BIN)/python examples/migration $(ARGS)
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)
