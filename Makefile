@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: stale help demo guides test smoke lint format types imports ci test-matrix constraints clean
+.PHONY: stale help demo guides docs site-test test smoke lint format types imports ci test-matrix constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F '|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -24,11 +24,22 @@ endif
 $(READY): pyproject.toml $(wildcard constraints/*.txt) $(STALE)
 	@.ci/venv $(VENV) "$(PYTHON)"
 
+# The site's tools are installed only where the site is built.
+$(READY)-docs: $(READY)
+	@.ci/venv $(VENV) "$(PYTHON)" all,dev,docs
+	@touch $@
+
 demo: $(READY) ## Train in Haiku, convert, go on in Linen and in the core; the picture lands in demo-output/
 	JAX_PLATFORMS=cpu $(BIN)/python examples/digits.py
 
 guides: $(READY) ## Run every migration guide and print what each moved; ARGS='basic --json' for some
 	JAX_PLATFORMS=cpu $(BIN)/python examples/migration $(ARGS)
+
+docs: $(READY)-docs ## Build the site into build/site, warnings as errors; docs/index.md says how to read it
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+
+site-test: docs ## Build the site and drive it in a headless Chromium, if there is one
+	BRIDGES_SITE=build/site $(BIN)/python -m pytest tests/site -rs $(ARGS)
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -64,7 +75,7 @@ test-matrix: ## Run the tests on the oldest and the newest Python present
 constraints: ## Write constraints/ anew from the newest versions that pass the tests, one file for each Python present
 	@set -e; mkdir -p constraints; .ci/pythons | while read -r version python; do \
 	    echo "== Python $$version"; venv=.venv-newest-$$version; rm -rf $$venv; \
-	    UNCONSTRAINED=1 .ci/venv $$venv "$$python" </dev/null; \
+	    UNCONSTRAINED=1 .ci/venv $$venv "$$python" all,dev,docs </dev/null; \
 	    $$venv/bin/python -m pytest -n 2 -q </dev/null; \
 	    { echo "# Tested on Python $$version; written by make constraints."; \
 	      $$venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check; \

@@ -6,7 +6,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Page -> the test that runs its programs, the one that runs what it shows of a terminal.
 RUN = {
     "README.md": ("tests/test_readme.py", "tests/converters/test_console.py"),
@@ -15,6 +15,7 @@ RUN = {
     "docs/files.md": ("tests/converters/test_files_page.py", None),
     "docs/guests.md": ("tests/nnx_side/test_guests_page.py", None),
     "docs/mapping.md": ("tests/mapping/test_docs.py", None),
+    "docs/start.md": ("tests/converters/test_start_page.py", "tests/converters/test_console.py"),
     "docs/verify.md": ("tests/converters/test_verify_docs.py", None),
 }
 

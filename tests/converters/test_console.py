@@ -1,4 +1,4 @@
-"""What the README and the page about the command line show of a terminal is what it shows.
+"""What the README, the first steps and the page about the command line show of a terminal is what it shows.
 
 A block is ```console; lines that begin with `$ ` are commands, run one after the other in a folder of files by
 `tests/wheel/make_files.py`; the lines below them are the output, where a line of `…` stands for any lines.
@@ -16,7 +16,7 @@ from tests.wheel import make_files
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/start.md"])
 def test_terminal(page, tmp_path, monkeypatch, capsys):
     make_files.main(tmp_path)
     monkeypatch.chdir(tmp_path)

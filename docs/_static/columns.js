@@ -1,0 +1,51 @@
+// Lets a reader choose which columns a guide shows, and keeps the choice. Without it all of them are shown.
+document.addEventListener("DOMContentLoaded", () => {
+  const all = [...new Set([...document.querySelectorAll(".column")].map((c) => c.dataset.column))];
+  if (!all.length) return;
+  document.body.classList.add("has-columns");
+  const titles = Object.fromEntries(
+    [...document.querySelectorAll(".column")].map((c) => [c.dataset.column, c.querySelector(".column-title").textContent]));
+  let shown = all;
+  try {
+    const kept = (localStorage.getItem("bridges-columns") || "").split(" ").filter((name) => all.includes(name));
+    if (kept.length) shown = kept;
+  } catch (error) { /* no storage: all columns */ }
+
+  const form = document.createElement("form");
+  form.className = "choose-columns";
+  form.setAttribute("aria-label", "Columns to show");
+  form.append("Show ");
+  for (const name of all) {
+    const label = document.createElement("label");
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    box.value = name;
+    box.checked = shown.includes(name);
+    label.append(box, titles[name]);
+    form.append(label);
+  }
+  const note = document.createElement("span");
+  note.textContent = "Marked: lines that a column shown does not have.";
+  form.append(note);
+  document.querySelector(".bd-article h1").after(form);
+
+  const show = () => {
+    document.body.dataset.columns = shown.join(" ");
+    for (const columns of document.querySelectorAll(".columns")) {
+      let count = 0;
+      for (const column of columns.querySelectorAll(".column")) {
+        column.hidden = !shown.includes(column.dataset.column);
+        count += !column.hidden;
+      }
+      columns.style.setProperty("--shown", Math.max(count, 1));
+    }
+  };
+  form.addEventListener("change", (event) => {
+    const chosen = [...form.querySelectorAll("input:checked")].map((box) => box.value);
+    if (!chosen.length) { event.target.checked = true; return; }
+    shown = chosen;
+    try { localStorage.setItem("bridges-columns", shown.join(" ")); } catch (error) { /* not kept */ }
+    show();
+  });
+  show();
+});
