@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bridges.core import *  # noqa: F403
     from bridges.haiku_adapter import FromHaiku as FromHaiku
     from bridges.haiku_adapter import HaikuModule as HaikuModule
+    from bridges.haiku_adapter import ToHaiku as ToHaiku
     from bridges.linen_adapter import FlaxModule as FlaxModule
     from bridges.linen_adapter import FromFlax as FromFlax
     from bridges.linen_adapter import FromLinen as FromLinen
@@ -52,6 +53,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "param_mapping": ("bridges.param_mapping", None),
     "HaikuModule": ("bridges.haiku_adapter", "HaikuModule"),
     "FromHaiku": ("bridges.haiku_adapter", "FromHaiku"),
+    "ToHaiku": ("bridges.haiku_adapter", "ToHaiku"),
     "FlaxModule": ("bridges.linen_adapter", "FlaxModule"),
     "LinenModule": ("bridges.linen_adapter", "LinenModule"),
     "FromFlax": ("bridges.linen_adapter", "FromFlax"),

@@ -1,7 +1,8 @@
 """Haiku's variables, models and modules on this project's terms.
 
 Five verbs (`flatten`, `unflatten`, `spec`, `init`, `apply`) turn any Haiku model's variables into a flat `State` and
-back, bit for bit; `HaikuModule` and `FromHaiku` run Haiku code unchanged as a part of a `bridges.Module`.
+back, bit for bit; `HaikuModule` and `FromHaiku` run Haiku code unchanged as a part of a `bridges.Module`. `ToHaiku`
+goes the other way: a part of any framework as an `hk.Module`.
 
 Wherever a model is asked for, it may be a function that uses Haiku modules, an `hk.Module` class (or a
 `functools.partial` of one that holds its constructor's arguments), or what `hk.transform`, `hk.transform_with_state`,
@@ -10,6 +11,7 @@ Wherever a model is asked for, it may be a function that uses Haiku modules, an 
 
 from bridges._haiku._params_tree import read_params_tree as read_params_tree
 from bridges._haiku._params_tree import write_params_tree as write_params_tree
+from bridges._haiku._to_haiku import ToHaiku as ToHaiku
 from bridges._haiku._tree import flatten as flatten
 from bridges._haiku._tree import unflatten as unflatten
 from bridges._haiku._verbs import apply as apply
@@ -21,6 +23,7 @@ from bridges._haiku._wrapper import HaikuModule as HaikuModule
 __all__ = [
     "FromHaiku",
     "HaikuModule",
+    "ToHaiku",
     "apply",
     "flatten",
     "init",

@@ -63,7 +63,7 @@ class _LazySequence(hk.PRNGSequence):
 
 
 def private_haiku(draw: Draw | None) -> tuple[contextlib.AbstractContextManager[Any], type[Exception]]:
-    """Returns what this project takes from Haiku's private API, all of it; `tests` pin it for dm-haiku 0.0.17.
+    """Returns what this project takes from Haiku's private API; with `sequence` it is all. `tests` pin dm-haiku 0.0.17.
 
     Returns:
       A context manager under which the current frame draws from `draw` at need (`hk.with_rng` would need a key at once,
@@ -72,6 +72,14 @@ def private_haiku(draw: Draw | None) -> tuple[contextlib.AbstractContextManager[
     if draw is None:
         return contextlib.nullcontext(), _haiku_base.MissingRNGError
     return _haiku_base.current_frame().rng_stack(_LazySequence(draw)), _haiku_base.MissingRNGError
+
+
+def sequence() -> hk.PRNGSequence | None:
+    """Returns the sequence of keys that `hk.next_rng_key` draws from in the current frame, None if there is no key.
+
+    Guests draw when other frames run inside of this one, and whether there is a key at all must be known without a draw.
+    """
+    return _haiku_base.current_frame().rng_stack.peek()
 
 
 def drawing(draw: Draw | None, thunk: Thunk) -> Any:

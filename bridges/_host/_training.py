@@ -48,6 +48,29 @@ def settings(
     return found
 
 
+def moded(host: Host, method: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Returns the arguments to pass to a call, and the flags that others of them are for the call.
+
+    The calls of NNX and core parts have no argument that tells whether they train: attributes and flags do. `is_training`,
+    `train`, `training`, `deterministic` and `use_running_average` become such flags where the call does not take them.
+
+    Args:
+      host: The part.
+      method, kwargs: The call.
+    """
+    passed = dict(kwargs)
+    flags: dict[str, bool] = {}
+    signature = host.signature(method) if host.framework in (None, "flax.nnx") and TRAINING.keys() & passed else None
+    parameters = {} if signature is None else signature.parameters
+    if signature is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return passed, flags
+    for name, training in TRAINING.items():
+        if name in passed and name not in parameters:
+            value = bool(passed.pop(name))
+            flags["train" if training else name] = value
+    return passed, flags
+
+
 def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[inspect.BoundArguments] | None:
     """Returns calls that between them draw random numbers if any call does, None if that cannot be told.
 
