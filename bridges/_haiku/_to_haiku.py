@@ -34,8 +34,8 @@ class ToHaiku(hk.Module):
     getters and setters, `hk.vmap`, `hk.scan`, `hk.remat`, `hk.layer_stack`, `hk.lift` do to them what they do to Haiku's.
 
     Where the part has no state and sows nothing, `hk.transform` is enough; otherwise `hk.transform_with_state` is needed.
-    What is sown is state of one shape, anew at each call. Metadata beside the arrays (`nn.with_partitioning`) has no place in
-    Haiku and is not kept.
+    What is sown is state of one shape, anew at each call. Metadata beside the arrays (`nn.with_partitioning`) has no place
+    in Haiku and is not kept.
 
     A call takes one key, the next one of `hk.next_rng_key()`, if it draws anything, and else none. At `init`, initial values
     are the native ones for that key: `part.init(key, x)` of Linen, `cls(rngs=nnx.Rngs(key))`, `bridges.init(part)({}, x,
