@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bridges.linen_adapter import FromFlax as FromFlax
     from bridges.linen_adapter import FromLinen as FromLinen
     from bridges.linen_adapter import LinenModule as LinenModule
+    from bridges.linen_adapter import ToLinen as ToLinen
     from bridges.nnx_adapter import FromNNX as FromNNX
     from bridges.nnx_adapter import NNXModule as NNXModule
     from bridges.nnx_adapter import ToNNX as ToNNX
@@ -56,6 +57,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "ToHaiku": ("bridges.haiku_adapter", "ToHaiku"),
     "FlaxModule": ("bridges.linen_adapter", "FlaxModule"),
     "LinenModule": ("bridges.linen_adapter", "LinenModule"),
+    "ToLinen": ("bridges.linen_adapter", "ToLinen"),
     "FromFlax": ("bridges.linen_adapter", "FromFlax"),
     "FromLinen": ("bridges.linen_adapter", "FromLinen"),
     "NNXModule": ("bridges.nnx_adapter", "NNXModule"),

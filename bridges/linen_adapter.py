@@ -19,6 +19,7 @@ from bridges._linen._names import axis_names as axis_names
 from bridges._linen._names import with_axis_names as with_axis_names
 from bridges._linen._run import perform
 from bridges._linen._spec import spec as spec
+from bridges._linen._to_linen import ToLinen as ToLinen
 from bridges._linen._train_state import train_state as train_state
 from bridges._linen._variables import Box as Box
 from bridges._linen._variables import flatten as flatten

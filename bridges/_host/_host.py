@@ -69,6 +69,8 @@ class Host:
         with enter(Frame(None, None)):  # It is nobody's submodule, wherever it is made.
             self.module: Any = self._make()
         self.known: dict[str, jax.ShapeDtypeStruct] = {}
+        self.fitting: set[Any] = set()  # Entries that were found to be what a call of a core part needs.
+        self._hash: int | None = None
 
     def _make(self) -> Module:
         part = self.part
@@ -98,7 +100,12 @@ class Host:
             return False
 
     def __hash__(self) -> int:
-        return hash(type(self.part))
+        # `nn.jit` takes modules of one hash for one module (flax 0.12 linen/transforms.py): it must tell them apart.
+        if self._hash is None:
+            self._hash = hash(
+                (_hashed(self.part), *map(_hashed, self.args), *map(_hashed, sorted(self.kwargs.items())))
+            )
+        return self._hash
 
     def __repr__(self) -> str:
         part = innermost(self.part)
@@ -160,6 +167,17 @@ class Host:
         except (AttributeError, TypeError, ValueError):
             pass
         return None
+
+
+def _hashed(value: Any) -> Any:
+    """Returns something hashable that is equal for equal values, as far as can be told."""
+    try:
+        hash(value)
+    except TypeError:
+        if isinstance(value, Mapping):
+            return tuple((_hashed(key), _hashed(item)) for key, item in sorted(value.items(), key=str))
+        return tuple(map(_hashed, value)) if isinstance(value, (list, tuple)) else (type(value), id(value))
+    return value
 
 
 def _attribute(found: Any, name: str) -> Any:

@@ -18,6 +18,7 @@ from bridges._host._host import Host
 _BASES = ("haiku._src.module", "flax.linen.module", "bridges.")  # Where frameworks have their base classes.
 # The arguments that say whether a call trains, and what they are when it does.
 TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
+_MODES = ("deterministic", "use_running_average")
 
 
 def settings(
@@ -69,6 +70,31 @@ def moded(host: Host, method: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str,
             value = bool(passed.pop(name))
             flags["train" if training else name] = value
     return passed, flags
+
+
+def told(
+    host: Host, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Returns the arguments to pass to a call, and flags to set for it, where the caller has said whether it trains.
+
+    An argument that the call takes is passed on. One of the other words for it becomes the word that the call takes, or a
+    flag where `moded` makes one. What nothing takes stays where it is, and the call itself refuses it.
+
+    Args:
+      host: The part.
+      method, args, kwargs: The call.
+    """
+    passed, flags = moded(host, method, kwargs)
+    signature = host.signature(method) if host.framework in ("haiku", "flax.linen") else None
+    if signature is None or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return passed, flags
+    words = [n for n in TRAINING if isinstance(passed.get(n), bool) and n not in signature.parameters]
+    rest = {name: value for name, value in passed.items() if name not in words}
+    modes: dict[str, bool | None] = {name: passed[name] for name in words if name in _MODES}
+    if spoken := [passed[name] is TRAINING[name] for name in words if name not in _MODES]:
+        modes = {**dict.fromkeys(_MODES, not spoken[0]), **modes}
+    found = settings(host, method, args, rest, {name: modes.get(name) for name in _MODES})
+    return ({**rest, **found}, flags) if found else (passed, flags)
 
 
 def variants(host: Host, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[inspect.BoundArguments] | None:

@@ -27,6 +27,8 @@ class Maker:
 
     Attributes:
       takes_rngs: Whether `ctor` has a parameter `rngs` that the arguments leave open.
+      places: Whether Variables with axis names are placed on the mesh when they are made, as NNX does by default; a host
+        that keeps the names for later turns it off, and needs no mesh then.
 
     Raises:
       FieldError: `ctor` cannot be called, or arguments come with an instance.
@@ -35,6 +37,7 @@ class Maker:
     def __init__(self, ctor: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None):
         kwargs = dict(kwargs or {})
         self.ctor, self.args, self.kwargs = ctor, args, kwargs
+        self.places = True
         self.instance = isinstance(ctor, nnx.Pytree)
         if self.instance:
             if args or kwargs:
@@ -72,7 +75,7 @@ class Maker:
         named = {k: nnx.clone(a, graph=True) if isinstance(a, nnx.Pytree) else a for k, a in self.kwargs.items()}
         if self.takes_rngs:
             named["rngs"] = rngs
-        with missing_stream_explained(rngs):
+        with missing_stream_explained(rngs), contextlib.nullcontext() if self.places else nnx.use_eager_sharding(False):
             module = self.ctor(*own, **named)
         if not isinstance(module, nnx.Pytree):
             raise FieldError(

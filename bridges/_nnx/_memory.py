@@ -15,6 +15,7 @@ from flax import nnx
 
 from bridges._nnx._call import Call
 from bridges._nnx._instance import Instance, is_recorded
+from bridges._nnx._kept_streams import KeptStream, asked_streams, kept_streams
 from bridges._nnx._leaves import Leaf
 from bridges._nnx._maker import Maker
 from bridges._nnx._template import Flags, Template
@@ -33,13 +34,15 @@ class Memory:
       maker: What makes the module.
     """
 
-    __slots__ = ("maker", "bases", "templates", "created")
+    __slots__ = ("maker", "bases", "templates", "created", "asked", "kept")
 
     def __init__(self, maker: Maker):
         self.maker = maker
         self.bases: dict[Streams, tuple[Template, bool]] = {}
         self.templates: dict[Any, Template] = {}
         self.created: dict[str, Leaf] = {}  # Variables that calls have created, by the paths of their entries.
+        self.asked: Streams | None = None  # The streams that the constructor asks for.
+        self.kept: dict[Streams, tuple[KeptStream, ...]] = {}
 
     def base(self, streams: Streams = ()) -> tuple[Template, bool]:
         """Returns the template of what the constructor makes with such streams, and whether that needs a key."""
@@ -55,6 +58,15 @@ class Memory:
 
             self.bases[streams] = Template.traced(make), keyed[-1]
         return self.bases[streams]
+
+    def kept_streams(self, given: Iterable[str]) -> tuple[KeptStream, ...]:
+        """Returns the random streams that the module keeps, when those given and those that it asks for are there."""
+        if self.asked is None:
+            self.asked = asked_streams(self.maker)
+        streams = tuple(sorted({*given, *self.asked, "default"}))
+        if streams not in self.kept:
+            self.kept[streams] = kept_streams(self.base(streams)[0])
+        return self.kept[streams]
 
     def given(self, path: str, kind: Kind | None) -> bool:
         """Whether an entry is given to the module; what calls record is not, unless the constructor made a place for it."""

@@ -1,0 +1,292 @@
+"""One call of a part in a Linen scope: given the scope's variables, with what it modifies put back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import errors as flax_errors
+from flax.linen import module as linen_module
+
+from bridges._host._expected import check_core, expected, fingerprint
+from bridges._host._host import Host
+from bridges._host._training import told
+from bridges._linen._placed import Held, Place, at, collection_of, known_kind, nested, placed, recorded, shown
+from bridges._linen._scope_keys import ScopeStreams, StreamError, stream_of
+from bridges.core._context import Context
+from bridges.core._errors import (
+    BridgeError,
+    ContextError,
+    CreateError,
+    MissingEntryError,
+    PermissionsError,
+    SeedError,
+    StructureError,
+    listing,
+)
+from bridges.core._frame import Frame, enter
+from bridges.core._kind import Kind, RngState, is_transient, kind_type
+from bridges.core._state import State
+
+
+class ImmutableError(PermissionsError, flax_errors.ModifyScopeVariableError):
+    """A part modifies a collection that is not mutable; what Linen raises, in our words."""
+
+    def __init__(self, frozen: Mapping[str, list[str]], where: str):
+        # Linen's own words are those that adapters look for (bridges._linen._observe.modified_collection).
+        collection = next(iter(frozen))
+        paths = [path for paths in frozen.values() for path in paths]
+        text = (
+            f'Cannot update the variables of {where} because collection "{collection}" is immutable:\n'
+            + listing(map(repr, paths))
+            + f"\nPass mutable={sorted(frozen)} to apply, and take the new values from its second result; or call the part"
+            " so that it modifies nothing (train=False, deterministic=True)."
+        )
+        Exception.__init__(self, text)
+
+
+class _NNXContext(Context):
+    """A context in which a call may make Variables that no constructor makes, as NNX modules do; none is initialised."""
+
+    __slots__ = ()
+
+    def write(self, path: str, value: Any, kind: Kind | None = None) -> Any:
+        before, self.create = self.create, True
+        try:
+            return super().write(path, value, kind)
+        finally:
+            self.create = before
+
+    __setitem__ = write
+
+
+class Run:
+    """A call of a bound module.
+
+    Args:
+      module: The module, a `ToLinen`.
+    """
+
+    def __init__(self, module: Any):
+        self.module, self.host = module, module.host
+        self.scope = module.scope
+        if self.scope is None:
+            raise ContextError(
+                f"ToLinen({self.host!r}) was called, and is bound to no variables: variables = model.init(key, x), then"
+                " model.apply(variables, x); or call it in the method of another Linen module."
+            )
+        self.creating = module.is_initializing()
+
+    @property
+    def where(self) -> str:
+        """What the module is called in errors."""
+        path = "/".join(self.scope.path)
+        return f"ToLinen({self.host!r})" + (f" at {path!r}" if path else "")
+
+    def __call__(self, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        host = self.host
+        kwargs, flags = told(host, method, args, kwargs)
+        if host.framework == "flax.linen":
+            kwargs["mutable"] = self.scope.mutable  # It decides by itself what to do with it.
+        held = Held(host, self.module.variables, self._others())
+        streams = ScopeStreams.begun(self.module)
+        kept = _Kept(host, streams) if host.framework == "flax.nnx" and not self.creating else None
+        entries = held.state if kept is None else held.state.merge(kept.entries)
+        cls = _NNXContext if host.framework == "flax.nnx" else Context
+        ctx = cls(entries, streams=streams, create=self.creating, flags=flags, root=host.module)
+        with self._explained(streams), _apart():
+            if host.core and not self.creating:
+                self._check(held, method, args, kwargs, flags)
+            with enter(Frame(ctx, None)):
+                out = host.call(method, args, kwargs)
+        drawn = () if kept is None else kept.drawn(ctx, self.where)
+        if self.creating:
+            self._learn(ctx, method)
+        self._put(ctx, held)
+        if streams is not None:
+            streams.advance(drawn)
+        return out
+
+    def _check(self, held: Held, method: Any, args: Any, kwargs: Any, flags: Any) -> None:
+        def name(path: str, kind: Kind) -> str:
+            return shown(held.places.get(path) or placed(self.host, path, kind))
+
+        def right(path: str, kind: Kind) -> str:
+            return shown(placed(self.host, path, kind))
+
+        remedy = "Load what is missing, or make it: variables = model.init(key, …)."
+        make = functools.partial(expected, self.host, method, args, kwargs, flags)
+        check_core(self.host, held.state, make, method, name, right, remedy)
+
+    def _learn(self, ctx: Context, method: Any) -> None:
+        """Remembers that what was made is what such calls need."""
+        if self.host.core:
+            kinds = {p: known_kind(self.host, placed(self.host, p, _sure(ctx, p))[0], {}) for p in ctx.entries}
+            made = State(ctx.entries, {p: kind for p, kind in kinds.items() if kind is not None})
+            self.host.fitting = {*self.host.fitting, (method, fingerprint(made))}
+
+    def _others(self) -> Iterable[str]:
+        """Returns the names in the scope that belong to other modules (`nn.share_scope`)."""
+        return self.scope.reservations
+
+    @contextlib.contextmanager
+    def _explained(self, streams: ScopeStreams | None) -> Iterator[None]:
+        try:
+            yield
+        except StreamError:
+            raise
+        except SeedError as err:
+            given = () if streams is None else streams.source.names.values()
+            raise StreamError(stream_of(err), given, self.where) from err
+        except (CreateError, MissingEntryError) as err:
+            if not getattr(err, "_to_linen", False):
+                err._to_linen = True  # type: ignore[union-attr]
+                err.add_note(
+                    f"This is {self.where}. Its variables are made by model.init(key, …), with the method that is"
+                    " called; apply makes none up."
+                )
+            raise
+        except BridgeError as err:
+            err.add_note(f"This is {self.where}.")
+            raise
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def _put(self, ctx: Context, held: Held) -> None:
+        frozen: dict[str, list[str]] = {}
+        kept: dict[Place, Any] = {}
+        sown: dict[Place, Any] = {}
+        wrong = []
+        for path in sorted({*ctx.created, *(ctx.modified if not self.creating else ())}):
+            kind = _sure(ctx, path)
+            if self.host.framework == "flax.nnx" and issubclass(kind_type(kind), RngState):
+                continue  # Streams are passed in.
+            value = ctx.created[path] if self.creating else ctx.entries[path]
+            place = held.places.get(path) or placed(self.host, path, kind)
+            if is_transient(kind) and path not in held.places:
+                if self.scope.is_mutable_collection(place[0]):
+                    sown[place] = value
+            elif path in held.places and value is held.state[path]:
+                continue
+            elif self.scope.is_mutable_collection(place[0]):
+                kept[place] = held.leaf(path, value, kind)
+            elif path in held.places or place[0] != "perturbations":  # Linen perturbs where it is given a perturbation.
+                frozen.setdefault(place[0], []).append(shown(place))
+        if self.host.core:
+            for path, (collection, names) in held.places.items():
+                declared = ctx.declarations.get(path)
+                if declared is not None and collection_of(declared) != collection:
+                    wrong.append(f"{shown((collection, names))!r} belongs into {collection_of(declared)!r}")
+        if wrong:
+            raise StructureError(f"Variables of {self.where} lie in the wrong collection:\n" + listing(wrong))
+        if frozen:
+            raise ImmutableError(frozen, self.where)
+        self._check_names(kept)
+        variables = self.module.variables
+        again = self._recorded_in_this_apply()
+        for place, values in recorded(sown).items():
+            before = at(variables, place) if place in again else None
+            kept[place] = (*before, *values) if isinstance(before, tuple) else values
+            again.add(place)
+        for collection, tree in nested(kept).items():
+            for name, below in tree.items():
+                self.scope.put_variable(collection, name, below)
+
+    def _check_names(self, kept: Mapping[Place, Any]) -> None:
+        taken = sorted({names[0] for _, names in kept} & set(self.scope.reservations))
+        if taken:
+            raise StructureError(
+                f"{self.where} has variables of the names {taken}, which other modules of the scope that it shares have"
+                " taken. Rename one of the two."
+            )
+
+    def _recorded_in_this_apply(self) -> set[Place]:
+        """Returns the places that calls of this module have recorded into since the variables came in; it grows."""
+        known = vars(self.module).get("_recorded")
+        if known is None:
+            known = set()
+            object.__setattr__(self.module, "_recorded", known)  # On the clone that Linen makes for each apply.
+        found: set[Place] = known
+        return found
+
+
+def _sure(ctx: Context, path: str) -> Kind:
+    kind = ctx.kind(path)
+    assert kind is not None
+    return kind
+
+
+class _Kept:
+    """The random streams that an NNX part keeps, with the keys of this call.
+
+    Args:
+      host: The part.
+      streams: The streams of the scope.
+
+    Attributes:
+      entries: Their entries.
+    """
+
+    def __init__(self, host: Host, streams: ScopeStreams | None):
+        self.host = host
+        given = () if streams is None else streams.source.names.values()
+        self.kept = host.module._memory.kept_streams(given)
+        self.entries: dict[str, Any] = {}
+        self.sources: dict[str, str | None] = {}
+        counts: dict[str, int] = {}
+        for stream in self.kept:
+            name = None if streams is None else streams.resolved(stream.tag)
+            self.sources[stream.count] = name
+            if name is None or streams is None:
+                key = _nobodys(stream.shape)
+            else:
+                key = jax.random.fold_in(typed(streams.source[name]), counts.get(name, 0))  # As nnx.reseed draws.
+                counts[name] = counts.get(name, 0) + 1
+                key = jax.random.split(key, stream.shape) if stream.shape else key
+            self.entries[host.inner(stream.key)] = key
+            with jax.ensure_compile_time_eval():
+                self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
+
+    def drawn(self, ctx: Context, where: str) -> list[str]:
+        """Returns the streams of the scope that a call has drawn from.
+
+        Raises:
+          StreamError: It has drawn from one that there is no key for.
+        """
+        found = []
+        for stream in self.kept:
+            if self.host.inner(stream.count) not in ctx.modified:
+                continue
+            name = self.sources[stream.count]
+            if name is None:
+                raise StreamError(stream.tag, (), f"{where} (its {stream.path!r})")
+            found.append(name)
+        return found
+
+
+def typed(key: Any) -> Any:
+    """Returns a key as `nnx.Rngs` holds it: a typed one."""
+    return key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _nobodys(shape: tuple[int, ...]) -> Any:
+    """Returns what stands for the key of a stream that nothing may draw from."""
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(0)
+        return jax.random.split(key, shape) if shape else key
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Runs a `with` block in which Linen modules that are made belong to nobody (flax 0.12 linen/module.py)."""
+    stack = linen_module._context.module_stack
+    stack.append(None)
+    try:
+        yield
+    finally:
+        stack.pop()
