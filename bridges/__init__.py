@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from bridges.haiku_adapter import FromHaiku as FromHaiku
     from bridges.haiku_adapter import HaikuModule as HaikuModule
     from bridges.haiku_adapter import ToHaiku as ToHaiku
+    from bridges.infer import DifferentModelsError as DifferentModelsError
+    from bridges.infer import Function as Function
+    from bridges.infer import InferredMapping as InferredMapping
+    from bridges.infer import infer_mapping as infer_mapping
     from bridges.linen_adapter import FlaxModule as FlaxModule
     from bridges.linen_adapter import FromFlax as FromFlax
     from bridges.linen_adapter import FromLinen as FromLinen
@@ -69,6 +73,10 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "Plan": ("bridges.param_mapping", "Plan"),
     "Template": ("bridges.param_mapping", "Template"),
     "conventions": ("bridges.param_mapping", "conventions"),
+    "infer_mapping": ("bridges.infer", "infer_mapping"),
+    "Function": ("bridges.infer", "Function"),
+    "InferredMapping": ("bridges.infer", "InferredMapping"),
+    "DifferentModelsError": ("bridges.infer", "DifferentModelsError"),
 }
 
 

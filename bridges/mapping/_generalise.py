@@ -32,10 +32,10 @@ def generalise(pairs: Sequence[tuple[str, str]], others: Iterable[str] = ()) -> 
     >>> generalise([('net/linear', 'layers/0'), ('net/linear_1', 'layers/2'), ('net/linear_2', 'layers/4')])
     [('net/linear', 'layers/0'), ('net/linear_1', 'layers/2'), ('net/linear_2', 'layers/4')]
     """
-    families = [_families(pair[end] for pair in pairs) for end in (0, 1)]
+    known = [families(pair[end] for pair in pairs) for end in (0, 1)]
     groups: dict[tuple[Shape, Shape], list[_Member]] = collections.defaultdict(list)
     for n, pair in enumerate(pairs):
-        (a, x), (b, y) = (_taken(path, family) for path, family in zip(pair, families, strict=True))
+        (a, x), (b, y) = (taken(path, family) for path, family in zip(pair, known, strict=True))
         groups[a, b].append((n, (x, y)))
     lines: list[tuple[int, str, str]] = []
     for shapes, members in groups.items():
@@ -44,15 +44,16 @@ def generalise(pairs: Sequence[tuple[str, str]], others: Iterable[str] = ()) -> 
         if found and _says(found, here, [p for p, _ in pairs if p not in dict(here)], others):
             lines.append((members[0][0], *found))
         else:
-            lines += [(n, _literal(pairs[n][0]), _literal(pairs[n][1])) for n, _ in members]
+            lines += [(n, literal(pairs[n][0]), literal(pairs[n][1])) for n, _ in members]
     return [(a, b) for _, a, b in sorted(lines)]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """Returns the template that stands for this text only."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _families(paths: Iterable[str]) -> set[tuple[str, str]]:
+def families(paths: Iterable[str]) -> set[tuple[str, str]]:
     """Returns (path above, name) of the automatic names, whose first is written without a number."""
     found: set[tuple[str, str]] = set()
     numbered: set[tuple[str, str]] = set()
@@ -66,7 +67,7 @@ def _families(paths: Iterable[str]) -> set[tuple[str, str]]:
     return found & numbered
 
 
-def _taken(path: str, families: set[tuple[str, str]]) -> tuple[Shape, list[Slot]]:
+def taken(path: str, families: set[tuple[str, str]]) -> tuple[Shape, list[Slot]]:
     """Returns the path's texts around its numbers, and the numbers."""
     texts, slots, above = [""], [], ""
     for at, segment in enumerate(path.split("/")):
@@ -114,7 +115,7 @@ def _line(shapes: tuple[Shape, Shape], members: list[_Member]) -> tuple[str, str
     ends = []
     for end in (0, 1):
         slots = members[0][1][end]
-        text = _literal(shapes[end][0])
+        text = literal(shapes[end][0])
         for k, after in enumerate(shapes[end][1:]):
             kind, number = slots[k]
             if k in fields[end]:
@@ -122,7 +123,7 @@ def _line(shapes: tuple[Shape, Shape], members: list[_Member]) -> tuple[str, str
                 text += f"{{{name}{f'+{shift}' if shift else ''}:{kind}}}"
             else:
                 text += str(number) if kind == "int" else f"_{number}" if number else ""
-            text += _literal(after)
+            text += literal(after)
         ends.append(text)
     return ends[0], ends[1]
 

@@ -24,7 +24,8 @@ def _key(name: str) -> str:
     return name if _BARE.fullmatch(name) else _string(name)
 
 
-def _value(value: Any, indent: str = "") -> str:
+def inline_value(value: Any, indent: str = "") -> str:
+    """Returns the TOML of a value as it stands behind an equals sign."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -32,10 +33,10 @@ def _value(value: Any, indent: str = "") -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key(k)} = {_value(v, indent)}" for k, v in value.items())
+        inside = ", ".join(f"{_key(k)} = {inline_value(v, indent)}" for k, v in value.items())
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, (list, tuple)):
-        parts = [_value(v, indent + "  ") for v in value]
+        parts = [inline_value(v, indent + "  ") for v in value]
         if any(isinstance(v, Mapping) for v in value) and len(value) > 1:
             return "[\n" + "".join(f"{indent}  {part},\n" for part in parts) + f"{indent}]"
         return f"[{', '.join(parts)}]"
@@ -68,5 +69,5 @@ def dumps(table: Mapping[str, Any], nested: frozenset[str] = frozenset(), _path:
         elif not inner and isinstance(value, (list, tuple)) and value and all(isinstance(v, Mapping) for v in value):
             sections += [f"\n[[{path}]]\n" + dumps(v, nested, path) for v in value]
         else:
-            inline.append(f"{_key(key)} = {_value(value)}\n")
+            inline.append(f"{_key(key)} = {inline_value(value)}\n")
     return "".join(inline + sections).lstrip("\n") if not _path else "".join(inline + sections)

@@ -1,0 +1,134 @@
+"""InferredMapping: a mapping that was found from two models, with what is known of every leaf and of what is missing.
+
+It is a `Mapping` like any other; its text carries the evidence as comments. What it lacks it lists: a plan made with a
+partial mapping raises until the user has added the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping as Table
+from typing import Any
+
+from bridges._infer._found import Evidence, Parting, Unplaced
+from bridges.core._errors import BridgeError
+from bridges.mapping._mapping import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """How far both models are apart with the mapping found, as parts of the largest value; in float64 where they run in it.
+
+    Attributes:
+      dtype: The precision.
+      outputs: The outputs, on new random variables.
+      gradients: The gradients with respect to the source's variables; those of the target pulled back through the plan.
+    """
+
+    dtype: str
+    outputs: float
+    gradients: float
+
+    def __str__(self) -> str:
+        return f"outputs agree to {self.outputs:.0e} and gradients to {self.gradients:.0e} in {self.dtype}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InferredMapping(Mapping):
+    """A mapping between two models, found by what they compute; see `bridges.infer_mapping`.
+
+    Attributes:
+      parts: As of any `Mapping`.
+      text: Its TOML, with the evidence as comments.
+      evidence: By target path, for each leaf that is placed.
+      unplaced: Target leaves that are not, with the candidates and the reason.
+      unused: Source leaves that the source reads and that went nowhere.
+      dropped: Source leaves that the source does not read when it is evaluated.
+      verified: How far outputs and gradients are apart; None for a partial mapping.
+      parting: Where the two models part; None if they are the same function.
+      notes: What else is worth a word: hyperparameters that only training shows.
+      seconds: How long each stage took.
+    """
+
+    text: str = ""
+    evidence: Table[str, Evidence] = dataclasses.field(default_factory=dict)
+    unplaced: tuple[Unplaced, ...] = ()
+    unused: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    verified: Verified | None = None
+    parting: Parting | None = None
+    notes: tuple[str, ...] = ()
+    seconds: Table[str, float] = dataclasses.field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return self.parts == other.parts if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = Mapping.__hash__
+
+    @property
+    def complete(self) -> bool:
+        """Whether every leaf is placed and the models are the same function, which was verified."""
+        return not self.unplaced and not self.unused and self.parting is None and self.verified is not None
+
+    def dumps(self) -> str:
+        """Returns the mapping as TOML, with the evidence as comments."""
+        return self.text
+
+    def __str__(self) -> str:
+        """Returns what was found, for a person."""
+        total = len(self.evidence) + len(self.unplaced)
+        kinds: dict[str, int] = {}
+        for evidence in self.evidence.values():
+            kinds[evidence.kind] = kinds.get(evidence.kind, 0) + 1
+        how = ", ".join(f"{n} by {kind}" for kind, n in kinds.items())
+        lines = [f"{len(self.evidence)} of {total} leaves placed{f' ({how})' * bool(how)}"]
+        if self.verified:
+            lines[0] += f"; {self.verified}"
+        if self.parting:
+            lines.append(str_parting(self.parting))
+        lines += [str_unplaced(leaf) for leaf in self.unplaced]
+        lines += [f"{path!r} of the source went nowhere: add a rule, or `drop` it" for path in self.unused]
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was found as plain data."""
+        return {
+            "mapping": self.text,
+            "complete": self.complete,
+            "placed": {path: dataclasses.asdict(evidence) for path, evidence in self.evidence.items()},
+            "unplaced": [dataclasses.asdict(leaf) for leaf in self.unplaced],
+            "unused": list(self.unused),
+            "dropped": list(self.dropped),
+            "parting": dataclasses.asdict(self.parting) if self.parting else None,
+            "verified": dataclasses.asdict(self.verified) if self.verified else None,
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+        }
+
+
+def str_unplaced(leaf: Unplaced) -> str:
+    """Returns a line that says which leaf is not placed, why, and what it might be."""
+    part = f" ({100 * leaf.part:.0f} % of it is known)" if leaf.part else ""
+    candidates = f"; it might be {', '.join(map(repr, leaf.candidates[:4]))}" if leaf.candidates else ""
+    return f"{leaf.path!r} is not placed{part}: {leaf.reason}{candidates}"
+
+
+def str_parting(parting: Parting) -> str:
+    """Returns a line that says where the models part."""
+    places = [place for place in (parting.src_place, parting.dst_place) if place]
+    where = " / ".join(dict.fromkeys(places))
+    return f"The models part{f' at {where}' * bool(where)}: {parting.text}"
+
+
+class DifferentModelsError(BridgeError, ValueError):
+    """Two models do not compute the same, whatever their variables: the text says where they part.
+
+    Attributes:
+      mapping: What could be placed all the same: an `InferredMapping` that is partial, or not verified.
+      parting: Where they part.
+    """
+
+    def __init__(self, text: str, mapping: InferredMapping):
+        super().__init__(text)
+        self.mapping = mapping
+        self.parting = mapping.parting

@@ -1,0 +1,208 @@
+"""Rules: from what the engine found to a mapping in its most readable form, with the evidence beside each rule.
+
+Lines of `[modules]` where the layer conventions say exactly what was found, rules with numbers elsewhere.
+
+Invariant: the mapping's plan brings every element to where it was found; this is checked, and what fails is not written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bridges._infer._decode import Joint, decode, groups, natural
+from bridges._infer._families import Family, grouped
+from bridges._infer._found import CONSTANT, Evidence, Found, Unplaced
+from bridges._infer._pieces import Undecodable
+from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped
+from bridges._infer._text import Line, write
+from bridges.core._errors import BridgeError
+from bridges.core._spec import Spec
+from bridges.mapping._generalise import generalise
+from bridges.mapping._mapping import Mapping as Rules
+
+_LARGEST = 256  # numbers that a constant may be written out with
+_TIED = "{} is one entry at one end and several at the other, where they train apart from then on"
+_UNREAD = "the source does not read it when it is evaluated"
+_CONSTANT = "it is no weight, and the target has it in its code"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What was found, as a mapping.
+
+    Attributes:
+      text: Its TOML.
+      mapping: The same, read back.
+      evidence: By target path.
+      unplaced, unused, dropped, notes: As of an `InferredMapping`.
+    """
+
+    text: str
+    mapping: Rules
+    evidence: Mapping[str, Evidence]
+    unplaced: tuple[Unplaced, ...]
+    unused: tuple[str, ...]
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def written(
+    found: Found, src: Spec, dst: Spec, read: Iterable[str], fixed: Iterable[str], head: Sequence[str]
+) -> Written:
+    """Returns the mapping of what was found.
+
+    Args:
+      found: What was found.
+      src, dst: The specs.
+      read: The source's entries that its outputs may depend on.
+      fixed: The source's entries that are no weights (integers, masks).
+      head: Lines that its text begins with.
+    """
+    work = _Work(found, src, dst, set(read), set(fixed))
+    for lines in [work.shipped, Shipped()] if work.shipped.pairs else [Shipped()]:
+        made = work.write(lines, head)
+        if made is not None:
+            return made
+    raise AssertionError("rules that were decoded one by one join what they were decoded from")
+
+
+class _Work:
+    def __init__(self, found: Found, src: Spec, dst: Spec, read: set[str], fixed: set[str]):
+        self.found, self.src, self.dst, self.read, self.fixed = found, src, dst, read, fixed
+        self.names = found.sources
+        self.origins = dict(sorted(found.origins.items(), key=lambda item: natural(item[0])))
+        self.unplaced = list(found.unplaced)
+        self.fills: dict[str, Any] = {}
+        self._constants()
+        self.joints = self._joints()
+        self.shipped = shipped(src, dst, self.joints, self.origins, self.names)
+
+    def _constants(self) -> None:
+        """Takes the leaves that are constants in the source out of the origins."""
+        for path, origin in list(self.origins.items()):
+            if not np.all(origin.source < 0):
+                continue
+            value = np.asarray(origin.shift, np.float64)
+            if value.size and np.all(value == value.flat[0]):
+                self.fills[path] = float(value.flat[0])
+            elif value.size <= _LARGEST:
+                self.fills[path] = value.tolist()
+            else:
+                text = "it is a constant of the source's code, too large to be written here: give it under `fill`"
+                self.unplaced.append(Unplaced(path, text, part=1.0))
+                del self.origins[path]
+
+    def _joints(self) -> list[Joint]:
+        shapes = {path: self.src.entries[path].shape for path in self.names}
+        joints = []
+        for sources, targets in groups(self.origins):
+            names = sorted((self.names[i] for i in sources), key=natural)
+            try:
+                mine, theirs = self._ordered(names, targets)
+                joints.append(decode(mine, shapes, {p: self.origins[p] for p in theirs}, self.names))
+            except Undecodable as err:
+                for path in targets:
+                    self.unplaced.append(Unplaced(path, f"it was found, but {err}", tuple(names), 1.0))
+                    del self.origins[path]
+        return joints
+
+    def _ordered(self, sources: list[str], targets: list[str]) -> tuple[list[str], list[str]]:
+        """Returns the paths in an order that needs little reordering: that in which the other end has their elements."""
+        if len(sources) > 1:
+            seen = [
+                self.names[i] for path in targets for i in dict.fromkeys(self.origins[path].source.ravel().tolist())
+            ]
+            sources = sorted(sources, key=list(dict.fromkeys(seen)).index)
+        else:
+            targets = sorted(targets, key=lambda path: int(self.origins[path].element.min()))
+        return sources, targets
+
+    def write(self, lines: Shipped, head: Sequence[str]) -> Written | None:
+        """Returns the mapping with these lines; None if it does not join what was found."""
+        covered = lines.sources, lines.targets
+        unplaced = [leaf for leaf in self.unplaced if leaf.path not in covered[1]]
+        spare = [p for p in self.found.unused if p not in covered[0]]
+        unused = [p for p in spare if p in self.read and p not in self.fixed]
+        dropped = {p: _CONSTANT if p in self.read else _UNREAD for p in spare if p not in unused}
+        if lines.pairs and (unplaced or unused):
+            return None  # conventions would go on to place what is open by its looks
+        rest = [j for j in self.joints if not covered[1].issuperset(j.targets)]
+        if any(not covered[1].isdisjoint(j.targets) or not covered[0].isdisjoint(j.sources) for j in rest):
+            return None
+        others = (set(self.src.entries), set(self.dst.entries))
+        families = grouped(rest, others)
+        pairs = list(lines.pairs)
+        placed = {path for path, _ in pairs}
+        modules = generalise(pairs, [path for path in self.src.layers if path not in placed])
+        rows = [
+            Line(self._rule(family), self._evidence(t for j in family.joints for t in j.targets)) for family in families
+        ]
+        text = write(
+            head,
+            extends=(self.src.framework, self.dst.framework) if pairs else None,
+            modules=[(line, self._evidence(self._under(line, pairs))) for line in modules],
+            rules=rows,
+            drop=[{"src": path, "reason": reason} for path, reason in dropped.items()],
+            fill={path: value for path, value in self.fills.items() if path not in covered[1]},
+            cast=self._casts(rest),
+            open=[*unplaced, *unused],
+        )
+        mapping = Rules.loads(text)
+        evidence = {path: origin.evidence for path, origin in self.origins.items()}
+        if not self._joins(mapping, lines, unplaced, unused):
+            return None
+        for path in covered[1]:
+            if path in self.dst.entries and path not in evidence:
+                evidence[path] = Evidence("convention", text="the other entries of its layer are placed")
+        return Written(
+            text, mapping, evidence, tuple(unplaced), tuple(unused), tuple(dropped), lines.notes or self.shipped.notes
+        )
+
+    def _joins(self, mapping: Rules, lines: Shipped, unplaced: Sequence[Unplaced], unused: Sequence[str]) -> bool:
+        known = {*self.origins, *lines.targets} - {leaf.path for leaf in unplaced}
+        src = part_of(self.src, [p for p in self.src.entries if p not in unused])
+        dst = part_of(self.dst, [p for p in self.dst.entries if p in known])
+        ends = dataclasses.replace(src, uses=self.src.uses), dataclasses.replace(dst, uses=self.dst.uses)
+        try:
+            plan = mapping.plan(*ends)
+        except BridgeError:
+            return False
+        wanted = {path: origin for path, origin in self.origins.items() if path in plan.dst}
+        return agrees(plan, numbers(self.src, self.names), wanted, self.names)
+
+    def _rule(self, family: Family) -> dict[str, Any]:
+        src, dst = ([*end] if len(end) > 1 else end[0] for end in (family.src, family.dst))
+        rule: dict[str, Any] = {"src": src, "dst": dst}
+        if family.ops:
+            rule["ops"] = [op.to_dict() for op in family.ops]
+        if family.joints[0].tied:
+            rule["resume"] = _TIED.format(", ".join(map(repr, family.src)))
+        return rule
+
+    def _casts(self, joints: Iterable[Joint]) -> list[str]:
+        casts = []
+        for joint in joints:
+            dtypes = {self.src.entries[p].dtype for p in joint.sources}
+            casts += [p for p in joint.targets if {self.dst.entries[p].dtype} != dtypes]
+        return casts
+
+    def _under(self, line: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """Returns the target's entries that a line places."""
+        from bridges.mapping._template import Template
+
+        template = Template(line[0])
+        modules = {there for here, there in pairs if template.match(here) is not None}
+        bare = {m.partition("/[")[0] for m in modules}
+        return [p for p in self.origins if any(_below(p, m) for m in bare)]
+
+    def _evidence(self, paths: Iterable[str]) -> list[Evidence]:
+        return [self.origins[p].evidence if p in self.origins else Evidence(CONSTANT) for p in paths]
+
+
+def _below(path: str, module: str) -> bool:
+    owner = path.partition("/")[2].rpartition("/")[0]
+    return not module or owner == module or owner.startswith(module + "/")

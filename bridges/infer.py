@@ -1,0 +1,108 @@
+"""infer_mapping: the mapping between two models, found from what they compute, proved, and written for a person.
+
+Both models are traced, and taken apart to the places where variables meet data. A place of the target is one of the source
+when what comes in is known to be equal, as numbers and up to layout, and what goes out can be made equal; names and shapes
+only order the candidates. What is found goes into the mapping language, in its most readable form, and is verified.
+
+What it does not do: guess. A leaf that could not be placed is listed with the reason, and the mapping is then partial.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bridges._infer._end import End, taken
+from bridges._infer._found import Found, Network, Parting, Progress
+from bridges._infer._function import Function as Function
+from bridges._infer._inferred import DifferentModelsError as DifferentModelsError
+from bridges._infer._inferred import InferredMapping as InferredMapping
+from bridges._infer._inferred import Verified as Verified
+from bridges._infer._inferred import str_parting
+from bridges._infer._proof import agree, verified
+from bridges._infer._rules import Written, written
+from bridges._infer._solve import solve
+from bridges.core._uses import uses
+
+__all__ = ["DifferentModelsError", "Function", "InferredMapping", "Verified", "infer_mapping"]
+
+
+def infer_mapping(
+    src: Any, dst: Any, /, *inputs: Any, seed: int = 0, progress: Progress | None = None, **kwargs: Any
+) -> InferredMapping:
+    """Returns the mapping between two implementations of one network.
+
+    Args:
+      src: The source: a Haiku function, `hk.Module` class or what Haiku's transforms give; a Linen module; an NNX module or
+        a function that makes one; a `bridges.Module`; or a `bridges.Function(apply, params)`, also as the pair
+        `(apply, params)`, for hand-written JAX and Equinox.
+      dst: The target, any of these.
+      *inputs: The inputs of both. Arrays may be nested and may be `jax.ShapeDtypeStruct`; values are drawn for these, and
+        for arrays that are all the same. Integers are used as they are. Whether a model trains is set by itself.
+      seed: For random variables and inputs.
+      progress: Called with the steps done, their number, and where the search is.
+      **kwargs: Inputs by keyword; a model that does not take one is called without it.
+
+    Returns:
+      An `InferredMapping`: a `Mapping` that is `complete`, or a partial one, which lists what is `unplaced` and why.
+
+    Raises:
+      DifferentModelsError: The models are not the same function; the text says where they part.
+      ModelError: A model cannot be called with these inputs.
+    """
+    began = time.perf_counter()
+    arrays = taken(inputs, kwargs, seed)
+    ends = End.of(src, arrays), End.of(dst, arrays)
+    networks = [Network(end.run, _variables(end), arrays.arrays) for end in ends]
+    traced = time.perf_counter()
+    found = solve(networks[0], networks[1], seed=seed, progress=progress)
+    solved = time.perf_counter()
+    read = set(uses(ends[0].run, dict(ends[0].spec.entries), arrays.arrays))
+    made = written(found, ends[0].spec, ends[1].spec, read, ends[0].fixed, _head(ends))
+    seconds = {"trace": traced - began, "solve": solved - traced, "write": time.perf_counter() - solved}
+    return _proved(made, found, ends, seconds)
+
+
+def _variables(end: End) -> dict[str, Any]:
+    return {path: end.fixed.get(path, end.spec.entries[path]) for path in end.paths}
+
+
+def _head(ends: tuple[End, End]) -> list[str]:
+    src, dst = ends
+    return [f"{src.model.name} -> {dst.model.name}, found by what they compute."]
+
+
+def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[str, float]) -> InferredMapping:
+    """Returns the mapping, verified if it is whole.
+
+    Raises:
+      DifferentModelsError: The models part.
+    """
+    parting, proof = found.parting, None
+    whole = not made.unplaced and not made.unused
+    if whole:
+        began = time.perf_counter()
+        proof = verified(*ends, made.mapping.plan(ends[0].spec, ends[1].spec))
+        seconds["verify"] = time.perf_counter() - began
+        if agree(proof):
+            parting = None
+        elif parting is None:
+            text = f"every variable is placed, but the outputs are {proof.outputs:.0e} apart and the gradients"
+            parting = Parting("", "", f"{text} {proof.gradients:.0e}, in parts of the largest")
+    mapping = InferredMapping(
+        made.mapping.parts,
+        made.text,
+        made.evidence,
+        made.unplaced,
+        made.unused,
+        made.dropped,
+        proof,
+        parting,
+        made.notes,
+        seconds,
+    )
+    if parting is not None:
+        raise DifferentModelsError(
+            f"{ends[0].model.name} and {ends[1].model.name} are not one function.\n{str_parting(parting)}", mapping
+        )
+    return mapping
