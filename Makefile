@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: stale help demo guides docs site-test test smoke lint format types imports ci test-matrix constraints clean
+.PHONY: stale help demo guides docs site-test test bench smoke lint format types imports ci test-matrix constraints clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F '|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ site-test: docs ## Build the site and drive it in a headless Chromium, if there 
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: $(READY) ## Run the benchmarks against the peers and print one page; ARGS="dispatch --quick"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 smoke: $(READY) ## Run the docstring examples and the tests marked smoke; install the wheel elsewhere and drive every command
 	$(BIN)/python -m pytest -n 2 -m smoke $(ARGS)

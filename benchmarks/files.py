@@ -60,6 +60,13 @@ def main() -> None:
 
 def measured(folder: pathlib.Path, mib: int, leaf: int, repeat: int) -> str:
     """Returns the tables as Markdown."""
+    return report(*compared(folder, mib, leaf, repeat), mib, leaf)
+
+
+def compared(
+    folder: pathlib.Path, mib: int, leaf: int, repeat: int
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, tuple[float, float, float]]]:
+    """Returns the figures of every conversion, by source and target format, and what `cp` took of each source."""
     import numpy as np
 
     import converters
@@ -95,7 +102,7 @@ def measured(folder: pathlib.Path, mib: int, leaf: int, repeat: int) -> str:
                 "cpu": min(f["cpu"] for f in found) / copies[src][2],
                 "cpu bare": min(f["cpu"] for f in bare) / copies[src][2],
             }
-    return report(rows, copies, mib, leaf)
+    return rows, copies
 
 
 def copied(source: pathlib.Path, target: pathlib.Path, repeat: int) -> tuple[float, float, float]:

@@ -34,6 +34,7 @@ KINDS: dict[str, type[Variable]] = {
     "intermediates": Intermediate,
 }
 _CONTAINERS = (dict, FrozenDict, list, tuple, type(None))
+_COMMON = frozenset([dict, np.ndarray, jax.ShapeDtypeStruct])
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
@@ -96,6 +97,8 @@ def _is_node(value: Any) -> bool:
 
 def is_leaf(value: Any) -> bool:
     """Whether a part of a variable tree is one entry: a box around one array, or an object without arrays."""
+    if type(value) in _COMMON:  # asking whether something is a jax.Array takes longer
+        return False
     return not isinstance(value, _CONTAINERS) and not isinstance(value, _ARRAYS) and (_is_box(value) or _is_node(value))
 
 

@@ -73,6 +73,8 @@ def under(path: str, prefix: str) -> bool:
 
 
 def _segment(key: Any) -> str:
+    if type(key) is DictKey and type(name := key.key) is str and name and "%" not in name and SEPARATOR not in name:
+        return name  # by far the most common
     if isinstance(key, PathKey):
         return key.key
     if isinstance(key, DictKey):

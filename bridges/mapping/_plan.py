@@ -28,7 +28,7 @@ from bridges.core._errors import (
 )
 from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable, kind_type
 from bridges.core._state import State
-from bridges.mapping._op import Abstract, Op, signature
+from bridges.mapping._op import Abstract, Op
 from bridges.mapping._ops import op_from_dict
 from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen, thawed
@@ -75,6 +75,8 @@ class Item:
         xs = [_array(x) for x in arrays]
         if not self.targets:
             return []
+        if not self.ops:
+            return xs
         with self._named():
             for op, outs in zip(self.ops, self.stages[1:], strict=True):
                 xs = op.apply(xs, list(outs))
@@ -91,6 +93,8 @@ class Item:
         xs = [_array(x) for x in arrays]
         if not self.sources:
             return []
+        if not self.ops:
+            return xs
         with self._named():
             for op, outs in zip(reversed(self.ops), self.stages[-2::-1], strict=True):
                 xs = op.inverse.apply(xs, list(outs))
@@ -375,15 +379,18 @@ def _state(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> State:
 
 
 def _check(state: Mapping[str, Any], spec: State, end: str, random: Sequence[str]) -> None:
-    missing = [p for p in spec if p not in state]
-    extra = [p for p in state if p not in spec and p not in random]
+    if state.keys() != spec.keys():
+        missing = [p for p in spec if p not in state]
+        extra = [p for p in state if p not in spec and p not in random]
+    else:
+        missing = extra = []
     if missing or extra:
         lines = [f"missing {p!r}.{hint(p, extra)}" for p in missing] + [f"unexpected {p!r}" for p in extra]
         raise StructureError(f"These are not the entries that the plan has at its {end}:\n" + listing(lines))
     wrong = [
         f"{p!r}: got {describe(x)}, planned {describe(want)}"
         for p, want in spec.items()
-        if signature([x := _array(state[p])]) != signature([want])
+        if (x := _array(state[p])).dtype != want.dtype or tuple(x.shape) != tuple(want.shape)
     ]
     if wrong:
         raise EntryShapeError(
