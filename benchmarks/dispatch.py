@@ -24,7 +24,7 @@ def measure(quick: bool = False) -> Table:
     for count in (1, 100) if quick else (1, 100, 1_000, 10_000):
         bounds = {"br.jit": 1.5, "jax.jit(br.pure)": 1.5}
         timings = paired(contenders(count), rounds=7 if quick else 15)
-        found += rows(f"{count:,} entries", timings, count, bounds)
+        found += rows(f"{count:,} {'entry' if count == 1 else 'entries'}", timings, count, bounds)
     return Table(
         "dispatch",
         "A call of a compiled step",

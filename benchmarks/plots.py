@@ -46,11 +46,13 @@ def plot(table: Table, folder: pathlib.Path) -> list[pathlib.Path]:
 def _group(row: Row) -> str:
     """Returns which picture a row belongs to: the words of its case that are no size."""
     words = [word for word in row.case.split(", ") if not word[0].isdigit()]
-    inside = [w for w in row.case.split() if w.isalpha() and w not in ("layers", "entries", "leaves", "MiB")]
+    inside = [w for w in row.case.split() if w.isalpha() and w not in ("layers", "entry", "entries", "leaves", "MiB")]
     return words[0] if words else " ".join(inside)
 
 
 def _unit(rows: Sequence[Row]) -> str:
     return next(
-        word for word in rows[0].case.replace(",", "").split() if word in ("layers", "entries", "leaves", "MiB")
+        word
+        for word in rows[0].case.replace(",", "").split()
+        if word in ("layers", "entry", "entries", "leaves", "MiB")
     )
