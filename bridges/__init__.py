@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _CORE = (
-    "BatchStat", "BridgeError", "Cache", "CollisionError", "Context", "ContextError", "CreateError", "EntryShapeError",
-    "FieldError", "FilterError", "Intermediate", "Kind", "Layer", "LeakError", "MappingError", "MissingEntryError",
-    "Module", "NamingError", "Not", "Param", "PathMatches", "PermissionsError", "RngState", "SeedError", "Spec", "State",
-    "StructureError", "UnsupportedError", "Variable", "arrays", "checkpoint", "cond", "context", "flag", "flags",
-    "fori_loop", "get", "grad", "init", "jit", "pure", "remat", "rng", "scan", "scope", "state", "switch",
-    "value_and_grad", "vmap", "while_loop",
+    "All", "BatchStat", "BridgeError", "Cache", "CollisionError", "Context", "ContextError", "CreateError",
+    "EntryShapeError", "FieldError", "FilterError", "Intermediate", "Kind", "Layer", "LeakError", "MappingError",
+    "MissingEntryError", "Module", "NamingError", "Not", "Param", "PathContains", "PathMatches", "PermissionsError",
+    "RngState", "SeedError", "Spec", "State", "StructureError", "UnsupportedError", "Variable", "apply", "arrays",
+    "checkpoint", "cond", "context", "flag", "flags", "fori_loop", "get", "grad", "init", "jit", "pure", "remat", "rng",
+    "scan", "scope", "state", "switch", "value_and_grad", "vmap", "while_loop",
 )  # fmt: skip
 
 # Where each public name lives; None: the name is that module itself.

@@ -1,5 +1,6 @@
 """The module system: flat state that any method may read and write. Knows JAX and NumPy only."""
 
+from bridges.core._apply import apply as apply
 from bridges.core._context import Context as Context
 from bridges.core._context import context as context
 from bridges.core._context import flag as flag
@@ -26,7 +27,9 @@ from bridges.core._errors import PermissionsError as PermissionsError
 from bridges.core._errors import SeedError as SeedError
 from bridges.core._errors import StructureError as StructureError
 from bridges.core._errors import UnsupportedError as UnsupportedError
+from bridges.core._filter import All as All
 from bridges.core._filter import Not as Not
+from bridges.core._filter import PathContains as PathContains
 from bridges.core._filter import PathMatches as PathMatches
 from bridges.core._filter import arrays as arrays
 from bridges.core._frame import scope as scope

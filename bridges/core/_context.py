@@ -60,10 +60,11 @@ class Context:
       flags: Values set for the call, read with `flag`.
       created: Path -> value at creation, for the entries created here.
       modified: Paths written after they existed.
+      removed: Paths of entries that came with the context and are gone.
     """
 
     __slots__ = (
-        "create", "modify", "flags", "created", "modified", "owners", "streams", "root",
+        "create", "modify", "flags", "created", "modified", "removed", "owners", "streams", "root",
         "_given", "_entries", "_source", "_kinds", "_order", "_trace",
     )  # fmt: skip
 
@@ -92,6 +93,7 @@ class Context:
         self.flags = dict(flags or {})
         self.created: dict[str, Any] = {}
         self.modified: set[str] = set()
+        self.removed: set[str] = set()
         self.owners: dict[str, Module] = parent.owners if parent is not None else {}
         self.root = root
 
@@ -174,7 +176,7 @@ class Context:
     def _sorted(self) -> list[str]:
         if self._order is None:
             source = self._source
-            whole = source is not None and len(source) == len(self._entries) and not self.created
+            whole = source is not None and source._layout.index.keys() == self._entries.keys()
             self._order = list(source) if whole and source is not None else sorted(self._entries)
         return self._order
 
@@ -241,7 +243,11 @@ class Context:
                     " pass create=True to the pure function."
                 )
             self._check_parents(path)
-            self.created[path] = value
+            if path in self.removed:  # It came with the context, and is there again: it was modified.
+                self.removed.discard(path)
+                self.modified.add(path)
+            else:
+                self.created[path] = value
             if self._order is not None:
                 bisect.insort(self._order, path)
             self._kinds[path] = default_kind(value) if kind is None else kind
@@ -251,6 +257,30 @@ class Context:
         return value
 
     __setitem__ = write
+
+    def remove(self, path: str) -> Any:
+        """Removes one entry and returns its value.
+
+        Raises:
+          MissingEntryError: There is none.
+          PermissionsError: Entries may not be modified here.
+          LeakError: A JAX transformation runs that the context does not know of.
+        """
+        self.check_trace(f"remove the state entry {path!r}")
+        value = self.read(path)
+        if path in self.created:
+            del self.created[path]
+        else:
+            if not self.modify:
+                raise PermissionsError(
+                    f"The state entry {path!r} may not be removed here: the context was opened with modify=False. Move"
+                    " the removal out, or pass modify=True."
+                )
+            self.removed.add(path)
+        self.modified.discard(path)
+        del self._entries[path]
+        self._order = None
+        return value
 
     def _check_parents(self, path: str) -> None:
         if not all(path.split(SEPARATOR)):

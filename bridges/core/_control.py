@@ -50,7 +50,7 @@ class _Step:
         self.traced: Traced = trace(run, dict(outer.entries), self.keys, *args)
         self.streams = used[-1]
         effects, self.out = self.traced.shape
-        self.written: dict[str, Any] = {**effects.created, **effects.modified}
+        self.written: dict[str, Any] = effects.written("scan, cond, switch, while_loop and fori_loop")
 
     @property
     def drawn(self) -> bool:

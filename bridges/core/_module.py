@@ -20,7 +20,8 @@ from bridges.core._context import Context, context
 from bridges.core._entry import get_entry, put_entry
 from bridges.core._errors import BridgeError, FieldError, NamingError
 from bridges.core._fields import Field, collect, take, unbound, unknown
-from bridges.core._flat import SEPARATOR, under
+from bridges.core._filter import Filter, Located
+from bridges.core._flat import SEPARATOR, escape, under
 from bridges.core._frame import Frame, check_name, current_frame, enter
 from bridges.core._kind import Kind
 from bridges.core._naming import automatic, reserve, snake_case, taken
@@ -58,8 +59,9 @@ class ModuleType(type):
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> ModuleType:
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
-        cls._all_fields = collect(cls) if bases else {}
-        for key, value in namespace.items() if bases else ():
+        root = not any(isinstance(base, ModuleType) for base in bases)
+        cls._all_fields = {} if root else collect(cls)
+        for key, value in () if root else namespace.items():
             if key in cls._all_fields or (key.startswith("__") and key != "__call__"):
                 continue
             prefix = "" if key == "__call__" else f"{key.strip('_')}_"
@@ -106,7 +108,7 @@ class ModuleType(type):
         return self
 
 
-class Module(metaclass=ModuleType):
+class Module(Located, metaclass=ModuleType):
     """Base class of stateful modules.
 
     Annotated class attributes are hyperparameters: given by keyword, checked, read-only. Everything else is ordinary
@@ -258,6 +260,40 @@ class Module(metaclass=ModuleType):
         new = State({prefix + name: value for name, value in found.items()}, kinds)
         return State._make(new._layout, new._values, prefix)
 
+    # A class may have methods of these names itself, which then take their place: `getm().filter(…)` always works.
+
+    def filter(self, *filters: Filter) -> Any:
+        """Returns the entries below this module that match, a state for each filter, by full path; see `State.filter`.
+
+        Changing what it returns changes nothing until it is given to `put`.
+        """
+        return self.getm().filter(*map(self._near, filters))
+
+    def partition(self, *filters: Filter) -> Any:
+        """Returns the entries below this module, all of them, a state for each filter; see `State.partition`."""
+        return self.getm().partition(*map(self._near, filters))
+
+    def pop(self, *filters: Filter) -> Any:
+        """Removes the entries below this module that match from the state, and returns them, a state for each filter.
+
+        Args:
+          *filters: As for `State.filter`; mostly `bridges.Intermediate`.
+
+        Raises:
+          FilterError: One is no filter, or there is none.
+          PermissionsError: Entries may not be modified here.
+        """
+        ctx = context()
+        popped = self.getm().pop(*map(self._near, filters))
+        for state in popped if isinstance(popped, tuple) else (popped,):
+            for path in state:
+                ctx.remove(path)
+        return popped
+
+    def _near(self, given: Filter) -> Filter:
+        """Returns a filter, a path as one that a name below this module satisfies too."""
+        return (given, f"{self.path}{SEPARATOR}{given}") if isinstance(given, str) else given
+
     def _base(self) -> str:
         frame = current_frame()
         if frame is not None and frame.module is self and frame.scopes:
@@ -288,7 +324,7 @@ def _modules_in(key: str, value: Any) -> list[tuple[str, Module]]:
     if isinstance(value, Module):
         return [(key, value)]
     items = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
-    return [found for k, item in items for found in _modules_in(f"{key}_{k}", item)]
+    return [found for k, item in items for found in _modules_in(f"{key}_{escape(str(k))}", item)]
 
 
 def is_module_class(ctor: Any) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from bridges.core._errors import CollisionError, FilterError, MissingEntryError, StructureError, hint, listing
-from bridges.core._filter import Filter, predicate
-from bridges.core._flat import PathKey, under
+from bridges.core._filter import Filter, predicates
+from bridges.core._flat import PathKey, flatten, under, unflatten
 from bridges.core._kind import Kind, default_kind, kind_type
+from bridges.core._leaf import as_leaf, fitted
 
 
 class Layout:
@@ -198,13 +199,13 @@ class State(MutableMapping[str, Any]):
         return State._make(layout, [self._values[i] for i in indices], self._base)
 
     def _group(self, filters: tuple[Filter, ...]) -> tuple[list[list[int]], list[int]]:
-        predicates = [predicate(f) for f in filters]
-        groups: list[list[int]] = [[] for _ in predicates]
+        tests = predicates(filters)
+        groups: list[list[int]] = [[] for _ in tests]
         rest = []
         items = zip(self._layout.paths, self._values, self._layout.kinds, strict=True)
         for i, (path, value, kind) in enumerate(items):
             known = default_kind(value) if kind is None else kind
-            for group, matches in zip(groups, predicates, strict=True):
+            for group, matches in zip(groups, tests, strict=True):
                 if matches(path, value, known):
                     group.append(i)
                     break
@@ -216,19 +217,22 @@ class State(MutableMapping[str, Any]):
         """Returns a state for each filter; an entry goes to the first filter that matches it, or to none.
 
         Args:
-          *filters: Kinds, `...`, paths or prefixes, predicates `(path, value) -> bool`, `Not`, `PathMatches`, `arrays`,
-            or tuples of these (any of them).
+          *filters: Kinds, `...`, paths or prefixes, modules, predicates `(path, value) -> bool`, `Not`, `All`,
+            `PathMatches`, `PathContains`, `arrays`, types of array, or tuples of these (any of them). None: `...`.
 
         Returns:
           One `State` for one filter, a tuple of them for several.
+
+        Raises:
+          FilterError: One is no filter, or stands behind `...`.
         """
-        groups, _ = self._group(filters)
+        groups, _ = self._group(filters or (...,))
         states = tuple(self._select(group) for group in groups)
         return states[0] if len(states) == 1 else states
 
     def partition(self, *filters: Filter) -> Any:
         """As `filter`, and raises a `FilterError` if an entry matches none; end with `...` to catch the rest."""
-        groups, rest = self._group(filters)
+        groups, rest = self._group(filters or (...,))
         if rest:
             kinds = self.kinds
             paths = [f"{p!r} ({kind_type(kinds[p]).__name__})" for p in (self._layout.paths[i] for i in rest)]
@@ -269,11 +273,42 @@ class State(MutableMapping[str, Any]):
         """
         if filters and isinstance(filters[0], str):
             return super().pop(*filters)
+        if not filters:
+            raise FilterError("Nothing was named to remove. Pass a path or filters: state.pop(bridges.Intermediate).")
         groups, rest = self._group(filters)
         states = tuple(self._select(group) for group in groups)
         kept = self._select(sorted(rest))
         self._layout, self._values = kept._layout, kept._values
         return states[0] if len(states) == 1 else states
+
+    def restore(self, tree: Mapping[str, Any]) -> State:
+        """Returns a state with the paths and kinds of this one, and the values of a tree, such as a file holds.
+
+        Args:
+          tree: Nested dictionaries (what `converters.load` gives), or a flat mapping from path to array, with exactly
+            these entries. A typed key may be given as `jax.random.key_data` of it.
+
+        Raises:
+          StructureError: Entries are missing, or there are others; all are listed.
+          EntryShapeError: Shapes differ, or a dtype that cannot hold the value.
+
+        >>> import numpy as np
+        >>> from bridges.core import BatchStat
+        >>> like = State({'bn/mean': np.zeros(2)}, {'bn/mean': BatchStat})
+        >>> like.restore({'bn': {'mean': np.ones(2)}}).kind('bn/mean').__name__
+        'BatchStat'
+        """
+        nested = any(isinstance(value, Mapping) for value in tree.values())
+        flat = {path: as_leaf(path, value) for path, value in (flatten(tree) if nested else tree).items()}
+        for path, wanted in self.items():
+            if path in flat and _is_key(wanted) and not _is_key(flat[path]):
+                flat[path] = jax.random.wrap_key_data(flat[path], impl=jax.random.key_impl(wanted))
+        new = unflatten(flat, self)
+        return State._make(self._layout, [fitted(p, v, w) for (p, v), w in zip(new.items(), self._values, strict=True)])
+
+
+def _is_key(value: Any) -> bool:
+    return hasattr(value, "dtype") and bool(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
 def _flatten_with_keys(state: State) -> tuple[list[tuple[PathKey, Any]], Layout]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from bridges.core._context import Context, context
+from bridges.core._errors import UnsupportedError, listing
 from bridges.core._frame import Frame, current_frame, enter
 from bridges.core._kind import Kind
 from bridges.core._module import Module
@@ -91,29 +92,47 @@ def prepare(functions: Sequence[Callable[..., Any]], args: tuple[Any, ...], kwar
 
 
 class Effects:
-    """What a child context did, as a pytree that can leave a trace: values created and modified."""
+    """What a child context did, as a pytree that can leave a trace: values created and modified, and paths removed."""
 
-    __slots__ = ("created", "modified")
+    __slots__ = ("created", "modified", "removed")
 
-    def __init__(self, created: dict[str, Any], modified: dict[str, Any]):
-        self.created, self.modified = created, modified
+    def __init__(self, created: dict[str, Any], modified: dict[str, Any], removed: tuple[str, ...] = ()):
+        self.created, self.modified, self.removed = created, modified, removed
 
     @classmethod
     def of(cls, ctx: Context) -> Effects:
         """Returns the effects of a child context."""
-        return cls(dict(ctx.created), {path: ctx.read(path) for path in sorted(ctx.modified)})
+        return cls(
+            dict(ctx.created), {path: ctx.read(path) for path in sorted(ctx.modified)}, tuple(sorted(ctx.removed))
+        )
+
+    def written(self, transformation: str) -> dict[str, Any]:
+        """Returns all values written, for a transformation that runs its function more than once, or perhaps not at all.
+
+        Raises:
+          UnsupportedError: Entries are removed.
+        """
+        if self.removed:
+            raise UnsupportedError(
+                f"Entries are removed inside of bridges.{transformation}:\n{listing(map(repr, self.removed))}\nThat it would"
+                " happen once cannot be said there. Remove them after it; what the function itself has recorded may be"
+                " removed in it."
+            )
+        return {**self.created, **self.modified}
 
 
 jax.tree_util.register_pytree_node(
-    Effects, lambda e: ((e.created, e.modified), None), lambda _, children: Effects(*children)
+    Effects, lambda e: ((e.created, e.modified), e.removed), lambda removed, children: Effects(*children, removed)
 )
 
 
 def commit(ctx: Context, effects: Effects) -> None:
-    """Writes effects to a context: initial values first, so that they are known as such, then modifications."""
+    """Writes effects to a context: initial values first, so that they are known as such."""
     ctx.adopt(effects.created)
     for path, value in effects.modified.items():
         ctx.write(path, value, ctx.kind(path))
+    for path in effects.removed:
+        ctx.remove(path)
 
 
 def grad(fn: Callable[..., Any], targets: Targets, has_aux: bool = False) -> Callable[..., Any]:

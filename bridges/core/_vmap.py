@@ -98,8 +98,7 @@ def vmap(
             ctx = outer.child({**outer.entries, **stacked}, streams, create=False)
             out = run(ctx, args)
             used.append(None if streams is None else streams.tally())
-            effects = Effects.of(ctx)
-            written = {**effects.created, **effects.modified}
+            written = Effects.of(ctx).written("vmap")
             own = {p: v for p, v in written.items() if axis_of(p) is not None or is_transient(ctx.declared(p))}
             shared.update({path: value for path, value in written.items() if path not in own})
             return own, dict(shared), out
