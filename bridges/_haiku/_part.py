@@ -19,6 +19,7 @@ from bridges._haiku._frame import Draw, Watch, drawing, run_apply, run_init
 from bridges._haiku._tree import Native
 from bridges.core import _flat
 from bridges.core._errors import FieldError, UnsupportedError, hint
+from bridges.core._training import told
 
 Args = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -50,6 +51,10 @@ class Part:
         """Whether the native code can initialise what this method uses."""
         return True
 
+    def told(self, method: str | None, args: Args, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments by keyword that the host's flags give to a call; see `bridges.core._training`."""
+        return {}
+
     def check(self, method: str | None) -> None:
         """Raises a `FieldError` if there is no such method."""
         if method is not None and method not in self.methods:
@@ -72,6 +77,16 @@ class Code(Part):
             return self._make()(*args[0], **args[1])
         found = getattr(self._make(), method)
         return found(*args[0], **args[1]) if callable(found) else found
+
+    def told(self, method: str | None, args: Args, flags: Mapping[str, Any]) -> dict[str, Any]:
+        if self._cls is None:
+            return told(self._call, args[0], args[1], flags)  # type: ignore[arg-type]
+        found = getattr(self._cls, method or "__call__", None)
+        if not flags or not callable(found):
+            return {}
+        signature = inspect.signature(found)
+        signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        return told(signature, args[0], args[1], flags)
 
     def is_property(self, method: str) -> bool:
         """Whether this method is a property, to be read and not called."""

@@ -51,12 +51,14 @@ class Call:
       args: Its arguments, positional and by keyword.
       where: What the part is called in errors.
       prefix: What comes before the paths of its variables in errors: empty, or a path and a slash.
+      flags: What the layers inside follow; see `_flags.following`.
     """
 
     method: str | None
     args: Args
     where: str
     prefix: str = ""
+    flags: tuple[tuple[str, Any], ...] = ()
 
 
 Ran = tuple[Any, dict[str, Any], dict[str, Any]]
@@ -310,6 +312,7 @@ def _signature(shapes: Mapping[str, Any], call: Call) -> Any:
         tree,
         tuple([getattr(x, "shape", x) for x in found]),
         tuple(shapes.items()),
+        call.flags,
     )
     try:
         hash(signature)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from bridges._haiku._flags import following
 from bridges._haiku._part import Code, Multi, part_of
 from bridges._haiku._run import Call, Runner
 from bridges._haiku._tree import kind
@@ -17,6 +18,7 @@ from bridges.core._flat import SEPARATOR
 from bridges.core._frame import current_frame
 from bridges.core._module import Module
 from bridges.core._naming import snake_case
+from bridges.core._training import training_flags
 
 
 class HaikuModule(Module):
@@ -38,6 +40,10 @@ class HaikuModule(Module):
       *args: Arguments of the class's constructor.
       name: As for every module. To name the Haiku module inside, pass `functools.partial(hk.Linear, name='head')`.
       **kwargs: Arguments of the class's constructor.
+
+    `bridges.flags(train=…, deterministic=…, use_running_average=…)` reach a call of a function or class where it takes an
+    argument of that name (or `is_training`, `training`) that is not passed, and layers inside that lack it (`hk.BatchNorm`
+    in a `hk.Sequential`).
 
     Calls take the arguments of the code. A method of the class, or one of the functions of a `multi_transform`, is reached
     by its name as an attribute, `net.encode(x)`, or as `net(x, method='encode')`; the latter also where the wrapper has an
@@ -85,29 +91,15 @@ class HaikuModule(Module):
         """
         runner, ctx, path = self._runner, context(), self.path
         method = None if method is None else str(method)
-        call = Call(method, (args, kwargs), repr(path), path + SEPARATOR)
-        if isinstance(runner.part, Multi) and runner.part.template_only and method is None and ctx.create:
-            _make(runner, ctx, path, _stored(ctx, path)[0], call)
-            return None
-        runner.part.check(method)
-        draw = _once(lambda: ctx.draw(_stream(ctx), path)) if ctx.has_seed else None
-        stored, others = _stored(ctx, path)
-        done = runner.attempt(stored, draw, call) if ctx.create and stored else None
-        if ctx.create and done is None:
-            try:
-                _make(runner, ctx, path, stored, call)
-            except SeedError:  # Nothing is lost where only state is missing that is made without a key.
-                done = runner.attempt(stored, draw, call, create=True) if stored and not ctx.has_seed else None
-                if done is None:
-                    raise
-            stored, others = _stored(ctx, path)
-        out, changed, made = done or runner.run(stored, draw, call, create=ctx.create)
-        for entries in (made, changed):
-            for name, value in entries.items():
-                ctx.write(f"{path}{SEPARATOR}{name}", value, kind(name, value))
-        if others:
-            _check(self, others)
-        return out
+        flags = training_flags(ctx.flags)
+        if flags:
+            kwargs = {**kwargs, **runner.part.told(method, (args, kwargs), flags)}
+        call = Call(method, (args, kwargs), repr(path), path + SEPARATOR, tuple(flags.items()))
+        with following(flags):
+            return _perform(self, runner, ctx, call)
+
+    def _wrapped(self, name: str) -> Any:
+        return self.__getattr__(name) if name in self._runner.part.methods else None
 
     def __getattr__(self, name: str) -> Any:
         part = self.__dict__["_runner"].part if "_runner" in self.__dict__ and not name.startswith("_") else None
@@ -120,6 +112,33 @@ class HaikuModule(Module):
 
 
 # Functions and not methods: a method of a module has a frame, and automatic names, of its own.
+
+
+def _perform(module: HaikuModule, runner: Runner, ctx: Context, call: Call) -> Any:
+    """Returns the output of a call; what it makes and changes is written to the entries."""
+    path = module.path
+    if isinstance(runner.part, Multi) and runner.part.template_only and call.method is None and ctx.create:
+        _make(runner, ctx, path, _stored(ctx, path)[0], call)
+        return None
+    runner.part.check(call.method)
+    draw = _once(lambda: ctx.draw(_stream(ctx), path)) if ctx.has_seed else None
+    stored, others = _stored(ctx, path)
+    done = runner.attempt(stored, draw, call) if ctx.create and stored else None
+    if ctx.create and done is None:
+        try:
+            _make(runner, ctx, path, stored, call)
+        except SeedError:  # Nothing is lost where only state is missing that is made without a key.
+            done = runner.attempt(stored, draw, call, create=True) if stored and not ctx.has_seed else None
+            if done is None:
+                raise
+        stored, others = _stored(ctx, path)
+    out, changed, made = done or runner.run(stored, draw, call, create=ctx.create)
+    for entries in (made, changed):
+        for name, value in entries.items():
+            ctx.write(f"{path}{SEPARATOR}{name}", value, kind(name, value))
+    if others:
+        _check(module, others)
+    return out
 
 
 def _stored(ctx: Context, path: str) -> tuple[dict[str, Any], list[str]]:

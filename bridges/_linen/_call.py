@@ -31,12 +31,20 @@ class Call:
       method: None for `__call__`, a name (of a method, or of a submodule made in `setup`), or a function whose first
         argument is the module.
       args, kwargs: The method's arguments.
+      flags: What the layers inside follow; see `_flags.following`.
     """
 
-    __slots__ = ("model", "method", "args", "kwargs")
+    __slots__ = ("model", "method", "args", "kwargs", "flags")
 
-    def __init__(self, model: nn.Module, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
-        self.model, self.method, self.args, self.kwargs = model, method, args, kwargs
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        flags: Mapping[str, Any] | None = None,
+    ):
+        self.model, self.method, self.args, self.kwargs, self.flags = model, method, args, kwargs, dict(flags or {})
 
     def run(self, module: nn.Module) -> Any:
         """Returns the output of the method of a bound module."""
@@ -70,7 +78,7 @@ class Call:
 
         def filled(arrays: dict[int, Any]) -> Call:
             args, kwargs = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-            return Call(self.model, self.method, args, kwargs)
+            return Call(self.model, self.method, args, kwargs, self.flags)
 
         return {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}, filled
 
@@ -82,7 +90,7 @@ class Call:
     def signature(self) -> Any:
         """Returns what decides which way a call goes: method, static arguments, shapes and dtypes; None if unhashable."""
         leaves, treedef = jax.tree.flatten((self.args, self.kwargs))
-        key = (self.method, treedef, tuple(map(_described, leaves)))
+        key = (self.method, treedef, tuple(map(_described, leaves)), tuple(self.flags.items()))
         try:
             hash(key)
         except TypeError:

@@ -190,7 +190,7 @@ def _variants(call: Call, stock: bool) -> list[Call] | None:
         bound.arguments.update({name: value for name, value in chosen.items() if name in named})
         if extra_name is not None:
             bound.arguments[extra_name] = {**extra, **{n: v for n, v in chosen.items() if n in extra}}
-        variants.append(Call(call.model, call.method, bound.args[1:], bound.kwargs))
+        variants.append(Call(call.model, call.method, bound.args[1:], bound.kwargs, call.flags))
     return variants
 
 

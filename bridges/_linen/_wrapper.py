@@ -9,12 +9,14 @@ from typing import Any
 from flax import linen as nn
 
 from bridges._linen._call import Call, no_method, public_methods
+from bridges._linen._flags import arguments, following
 from bridges._linen._keys import HostKeys
 from bridges._linen._memory import Memory
 from bridges._linen._run import perform
 from bridges.core import Module, context
 from bridges.core._errors import FieldError, describe
 from bridges.core._naming import snake_case
+from bridges.core._training import training_flags
 
 
 class FlaxModule(Module):
@@ -27,6 +29,10 @@ class FlaxModule(Module):
     A call modifies what the Linen module modifies, without being told: running statistics and caches are written back.
     Dropout and other streams draw from the host's seed; a call that draws nothing needs none. What is sown is recorded in
     `Intermediate` entries, anew at every call; a call that does not sow leaves what an earlier one has recorded.
+
+    `bridges.flags(train=…, deterministic=…, use_running_average=…)` reach the call where it takes an argument of that name
+    (or `is_training`, `training`) that is not passed and no field of the module, and the layers inside that would not know
+    otherwise (`nn.Dropout(0.5)(x)`).
 
     An entry that no call could use is an error too, where that can be known: the module has one public method, and no
     Python values but flags are passed to it.
@@ -77,7 +83,14 @@ class FlaxModule(Module):
           PermissionsError: It modifies a collection that `mutable` leaves out.
         """
         ctx, path = context(), self.path
-        return perform(ctx, path, self._memory, Call(self._linen, method, args, kwargs), HostKeys(ctx, path), mutable)
+        flags = training_flags(ctx.flags)
+        kwargs = {**kwargs, **arguments(self._linen, method, args, kwargs, flags)}
+        with following(flags):
+            call = Call(self._linen, method, args, kwargs, flags)
+            return perform(ctx, path, self._memory, call, HostKeys(ctx, path), mutable)
+
+    def _wrapped(self, name: str) -> Any:
+        return self.__getattr__(name) if name in public_methods(type(self._linen)) else None
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         # Reached only for what the wrapper itself does not have, so that no layer's name can hide one of the wrapper's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from bridges._nnx._run import perform
 from bridges.core import Module, context
 from bridges.core._errors import FieldError
 from bridges.core._naming import snake_case
+from bridges.core._training import told, training_flags
 
 
 class NNXModule(Module):
@@ -33,7 +36,8 @@ class NNXModule(Module):
     members of `bridges.vmap` draw alike, unless each has a key of its own (`state_axes={'net/RngKey': 0}`).
 
     `bridges.flags(train=True)` does what `module.train()` does, `train=False` what `module.eval()` does;
-    `deterministic` and `use_running_average` set these attributes wherever they exist. Without flags, attributes are as the
+    `deterministic` and `use_running_average` set these attributes wherever they exist. A call that takes an argument
+    `train`, `is_training` or `training` is given it, where it was not passed. Without flags, attributes are as the
     constructor, or the instance, has them.
 
     Args:
@@ -85,7 +89,13 @@ class NNXModule(Module):
           UnsupportedError: The call removes a Variable, or changes an attribute that is no array.
           FieldError: There is no such method.
         """
-        return perform(context(), self.path, self._memory, Call(method, args, kwargs))
+        ctx = context()
+        if flags := training_flags(ctx.flags):
+            kwargs = {**kwargs, **_told(self._memory, method, args, kwargs, flags)}
+        return perform(ctx, self.path, self._memory, Call(method, args, kwargs))
+
+    def _wrapped(self, name: str) -> Any:
+        return _reached(self, name) if hasattr(self._memory.base()[0].abstract(), name) else None
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for what the wrapper itself does not have, so that no layer's name can hide one of the wrapper's.
@@ -128,6 +138,20 @@ class Part:
 
     def __repr__(self) -> str:
         return f"<{self._path} of {self._wrapper!r}>"
+
+
+def _told(
+    memory: Memory, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments by keyword that the flags give to a call; what is None by default is left to attributes."""
+    module = memory.base()[0].abstract()
+    found = functools.partial(method, module) if callable(method) else lookup(module, method or "__call__")
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return {}
+    given = told(found, args, kwargs, flags)
+    return {name: value for name, value in given.items() if parameters[name].default is not None}
 
 
 def _reached(wrapper: NNXModule, path: str) -> Any:

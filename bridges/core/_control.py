@@ -8,7 +8,7 @@ therefore traced at most d + 1 times (once, where nothing may be created).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from bridges.core._errors import BridgeError
 from bridges.core._frame import current_frame
 from bridges.core._jaxpr import Traced, trace
 from bridges.core._rng import Streams, fold
+from bridges.core._stack import Stack
 from bridges.core._transforms import Body, Effects, prepare
 
 
@@ -30,9 +31,17 @@ class _Step:
       args: Its arguments, or `jax.ShapeDtypeStruct` for them.
       counters: Draws so far, so that a body that runs beside another one draws other keys.
       modify: Whether it may modify entries.
+      entries: The entries that it sees, if not those of the running context.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], counters: Any = None, modify: bool = True):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        counters: Any = None,
+        modify: bool = True,
+        entries: Mapping[str, Any] | None = None,
+    ):
         body = Body(fn)
         outer = body.outer
         streams = outer.streams
@@ -47,7 +56,7 @@ class _Step:
             used.append(None if inner is None else inner.tally())
             return Effects.of(ctx), out
 
-        self.traced: Traced = trace(run, dict(outer.entries), self.keys, *args)
+        self.traced: Traced = trace(run, dict(outer.entries if entries is None else entries), self.keys, *args)
         self.streams = used[-1]
         effects, self.out = self.traced.shape
         self.written: dict[str, Any] = effects.written("scan, cond, switch, while_loop and fori_loop")
@@ -97,14 +106,14 @@ def _promoted(value: Any, given: Any, out: Any) -> Any:
     return jnp.asarray(value, jnp.promote_types(given.dtype, out.dtype)) if weak else value
 
 
-def _known(outer: Context, changing: dict[str, Any]) -> dict[str, Any]:
+def _known(entries: Mapping[str, Any], changing: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries as inputs of a traced body, the changing ones at their present values.
 
     A recorded value that has taken another shape is no input of the body: that was traced with what was there before.
     """
     return {
         path: changing[path] if path in changing and changing[path].shape == value.shape else value
-        for path, value in outer.entries.items()
+        for path, value in entries.items()
     }
 
 
@@ -150,7 +159,7 @@ def _select(functions: list[Callable[..., Any]], operands: tuple[Any, ...], choo
 
     def branch(step: _Step) -> Callable[..., Any]:
         def run(before: dict[str, Any], *operands: Any) -> Any:
-            new, out = step(_known(outer, before), step.keys, *operands)
+            new, out = step(_known(outer.entries, before), step.keys, *operands)
             return {**before, **new}, out
 
         return run
@@ -167,11 +176,13 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
+    *,
+    state_axes: Mapping[Any, int] | None = None,
 ) -> tuple[Any, Any]:
     """Returns `(carry, ys)` of `carry, y = fn(carry, x)` over the leading axis of `xs`, as `jax.lax.scan`.
 
-    State that `fn` modifies is carried from step to step; state that it creates is created once and shared by all steps.
-    Every step draws keys of its own.
+    State that `fn` modifies is carried from step to step; state that it creates is created once and shared by all steps,
+    but for what `state_axes` names. Every step draws keys of its own.
 
     Args:
       fn: A stateful function `(carry, x) -> (carry, y)`.
@@ -180,6 +191,21 @@ def scan(
       length: The number of steps, where `xs` is None.
       reverse: Whether to run from the last to the first.
       unroll: As in `jax.lax.scan`.
+      state_axes: Module, path or prefix -> axis. Every step has its own entries there, stacked along the axis: layers of one
+        sort, `scan(lambda x, _: (layer(x), None), x, length=12, state_axes={layer: 0})`. They are created with distinct
+        keys; what a step writes to them, and what an `Intermediate` there records, is stacked likewise.
+
+    Raises:
+      EntryShapeError: A stacked entry has no axis of that length.
+
+    >>> import bridges as br
+    >>> class Layer(br.Module):
+    ...   def __call__(self, x):
+    ...     return jnp.tanh(x @ self.get('w', lambda: jax.random.normal(br.rng(), (2, 2))))
+    >>> layer = Layer()
+    >>> deep = lambda x: br.scan(lambda x, _: (layer(x), None), x, length=12, state_axes={layer: 0})[0]
+    >>> br.init(deep)({}, jnp.ones((1, 2)), seed=0)['layer/w'].shape
+    (12, 2, 2)
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(xs)}
     if len(lengths | ({length} if length is not None else set())) != 1:
@@ -190,9 +216,15 @@ def scan(
     (count,) = lengths or {length}
     body = Body(fn)
     outer = body.outer
+    stack = Stack(outer, state_axes or {}, count)
     if outer.create:
         at = count - 1 if reverse else 0
-        body.prepare(init, jax.tree.map(lambda x: x[at] if count else jnp.zeros(x.shape[1:], x.dtype), xs))
+        first = jax.tree.map(lambda x: x[at] if count else jnp.zeros(x.shape[1:], x.dtype), xs)
+        if state_axes:
+            first = jax.tree.map(lambda x: jnp.asarray(x)[None], first)
+            stack.create(lambda ctx, given: body.run(ctx, (init, *given), {}), (xs,), (first,))
+        else:
+            body.prepare(init, first)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(lambda x: x, xs))
 
     def carry_of(step: _Step) -> Any:
@@ -201,18 +233,23 @@ def scan(
             raise BridgeError(f"The function of scan must return (carry, y); it returned {got}.")
         return step.out[0]
 
-    step, init = _settled(lambda init: _Step(fn, (init, one)), init, carry_of)
+    stacked = stack.entries()
+    known = {path: value for path, value in outer.entries.items() if path not in stack}
+    entries = {**known, **{p: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for p, v in stacked.items()}}
+    step, init = _settled(lambda init: _Step(fn, (init, one), entries=entries), init, carry_of)
 
-    def run(before: tuple[dict[str, Any], Any], inputs: tuple[Any, Any]) -> Any:
-        (changing, carry), (index, x) = before, inputs
+    def run(before: tuple[dict[str, Any], Any], inputs: tuple[Any, ...]) -> Any:
+        (changing, carry), (index, own, x) = before, inputs
         keys = step.keys if index is None else fold(step.keys, index)
-        new, (carry, y) = step(_known(outer, changing), keys, carry, x)
-        return ({**changing, **new}, carry), y
+        new, (carry, y) = step({**_known(known, changing), **own}, keys, carry, x)
+        own = {path: new.pop(path) for path in [*new] if path in stack}
+        return ({**changing, **new}, carry), (own, y)
 
     index = jnp.arange(count) if step.drawn else None
-    begin = (_begin(outer, step.written), init)
-    (written, carry), ys = jax.lax.scan(run, begin, (index, xs), length=count, reverse=reverse, unroll=unroll)
-    _finish(outer, written, [step])
+    begin = (_begin(outer, {path: s for path, s in step.written.items() if path not in stack}), init)
+    inputs = (index, stacked, xs)
+    (written, carry), (own, ys) = jax.lax.scan(run, begin, inputs, length=count, reverse=reverse, unroll=unroll)
+    _finish(outer, {**written, **stack.whole(own)}, [step])
     return carry, ys
 
 
@@ -238,11 +275,11 @@ def while_loop(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], i
 
     def holds(before: Any) -> Any:
         index, changing, value = before
-        return test(_known(outer, changing), keys(index), value)[1]
+        return test(_known(outer.entries, changing), keys(index), value)[1]
 
     def run(before: Any) -> Any:
         index, changing, value = before
-        new, value = step(_known(outer, changing), keys(index), value)
+        new, value = step(_known(outer.entries, changing), keys(index), value)
         return index + 1 if counted else None, {**changing, **new}, value
 
     begin = (jnp.int32(0) if counted else None, _begin(outer, step.written), init_val)
@@ -263,7 +300,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Any, Any], Any], init_
     def run(index: Any, before: tuple[dict[str, Any], Any]) -> Any:
         changing, value = before
         keys = fold(step.keys, index) if step.drawn else step.keys
-        new, value = step(_known(outer, changing), keys, index, value)
+        new, value = step(_known(outer.entries, changing), keys, index, value)
         return {**changing, **new}, value
 
     written, value = jax.lax.fori_loop(lower, upper, run, (_begin(outer, step.written), init_val))

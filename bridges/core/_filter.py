@@ -41,7 +41,7 @@ class _Own:
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.arguments == other.arguments  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.arguments == other.arguments
 
     def __hash__(self) -> int:
         return hash((type(self), self.arguments))

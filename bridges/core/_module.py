@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -102,10 +103,29 @@ class ModuleType(type):
                 if problem := unbound(cls, args, kwargs):
                     raise FieldError(unknown(cls, cls._all_fields, kwargs, problem)) from err
                 raise
+            for key, value in vars(self).items():  # What was put into a list or dictionary after that was assigned.
+                self._name_modules(key, value)
             for child in self._unnamed or ():  # Those that no attribute has named: in the order they were made.
                 child.name  # noqa: B018
         fill(self, "_unnamed", None)
         return self
+
+
+class _Form:
+    """A method for which a module's own one, or that of the layer it wraps, is not given up: `getm()` has them all."""
+
+    def __init__(self, method: Callable[..., Any]):
+        self.method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, obj: Any, cls: type) -> Any:
+        if obj is None:
+            return self.method
+        own = obj._wrapped(self.name)
+        return types.MethodType(self.method, obj) if own is None else own
 
 
 class Module(Located, metaclass=ModuleType):
@@ -152,12 +172,15 @@ class Module(Located, metaclass=ModuleType):
     def __setattr__(self, key: str, value: Any) -> None:
         if key in _INTERNAL:
             raise NamingError(f"The attribute {key!r} is every module's own: choose another name for yours.")
-        for name, child in _modules_in(key, value):
+        self._name_modules(key, value)
+        object.__setattr__(self, key, value)
+
+    def _name_modules(self, key: str, value: Any) -> None:
+        for name, child in _modules_in(key, value) if key not in _INTERNAL else ():
             frame = child._frame
             if child._name is None and frame is not None and frame.module is self and not taken(frame, name):
                 reserve(frame, name)
                 object.__setattr__(child, "_name", name)
-        object.__setattr__(self, key, value)
 
     def __repr__(self) -> str:
         fields = "".join(f", {k}={v!r}" for k, v in self._fields.items())
@@ -260,8 +283,11 @@ class Module(Located, metaclass=ModuleType):
         new = State({prefix + name: value for name, value in found.items()}, kinds)
         return State._make(new._layout, new._values, prefix)
 
-    # A class may have methods of these names itself, which then take their place: `getm().filter(…)` always works.
+    def _wrapped(self, name: str) -> Any:
+        """Returns what a wrapper gives for this name of the layer it wraps; None if the layer has none, or there is none."""
+        return None
 
+    @_Form
     def filter(self, *filters: Filter) -> Any:
         """Returns the entries below this module that match, a state for each filter, by full path; see `State.filter`.
 
@@ -269,10 +295,12 @@ class Module(Located, metaclass=ModuleType):
         """
         return self.getm().filter(*map(self._near, filters))
 
+    @_Form
     def partition(self, *filters: Filter) -> Any:
         """Returns the entries below this module, all of them, a state for each filter; see `State.partition`."""
         return self.getm().partition(*map(self._near, filters))
 
+    @_Form
     def pop(self, *filters: Filter) -> Any:
         """Removes the entries below this module that match from the state, and returns them, a state for each filter.
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, listing
-from bridges.core._flat import under
 from bridges.core._kind import is_transient
 from bridges.core._rng import Streams, fold
-from bridges.core._targets import each
+from bridges.core._stack import Stack
 from bridges.core._transforms import Body, Effects
 
 
@@ -42,15 +41,9 @@ def vmap(
         value that is the same for every member. What an `Intermediate` records is stacked along axis 0.
 
     Raises:
-      EntryShapeError: A shared entry is written with a value that differs between the members.
+      EntryShapeError: A shared entry is written with a value that differs between the members, or a stacked one has no
+        axis of their number.
     """
-    axes = {
-        only if isinstance(only, str) else only.path: axis for t, axis in (state_axes or {}).items() for only in each(t)
-    }
-
-    def axis_of(path: str) -> int | None:
-        found = [prefix for prefix in axes if under(path, prefix)]
-        return axes[max(found, key=len)] if found else None
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         body = Body(fn)
@@ -70,42 +63,28 @@ def vmap(
         counters = dict(outer.streams.counters) if outer.streams is not None else {}
         used: list[Streams | None] = []
 
-        def mapped(member: Callable[..., Any], out: Any, count: int, args: tuple[Any, ...]) -> Any:
-            stacked = {path: value for path, value in outer.entries.items() if axis_of(path) is not None}
-            if count < size:
-                stacked = {p: jax.lax.slice_in_dim(v, 0, count, axis=axis_of(p) or 0) for p, v in stacked.items()}
-            places = (0, {path: axis_of(path) for path in stacked}, *spread)
-            call = jax.vmap(member, places, out, axis_name=axis_name, axis_size=count)
-            return call(jnp.arange(count), stacked, *args)
-
-        def create(index: Any, stacked: dict[str, Any], *args: Any) -> dict[str, Any]:
-            folded = fold(keys, index)
-            ctx = outer.child({**outer.entries, **stacked}, None if folded is None else Streams(folded, counters))
-            run(ctx, args)
-            return ctx.created
-
+        stack = Stack(outer, state_axes or {}, size)
         if outer.create:
-            if axes:
-                made = mapped(create, 0, size, args)
-                outer.adopt({p: jnp.moveaxis(v, 0, axis) for p, v in made.items() if (axis := axis_of(p)) is not None})
             one = jax.tree.map(_first, spread, args, is_leaf=lambda axis: axis is None)
-            made = mapped(create, 0, 1, one)
-            outer.adopt({p: value[0] for p, value in made.items() if not is_transient(outer.declared(p))})
+            stack.create(run, args, one, spread, axis_name)
+        stacked = stack.entries()
+        known = {path: value for path, value in outer.entries.items() if path not in stack}
 
         def member(index: Any, stacked: dict[str, Any], *args: Any) -> Any:
             folded = fold(keys, index)
             streams = None if folded is None else Streams(folded, counters)
-            ctx = outer.child({**outer.entries, **stacked}, streams, create=False)
+            ctx = outer.child({**known, **stacked}, streams, create=False)
             out = run(ctx, args)
             used.append(None if streams is None else streams.tally())
             written = Effects.of(ctx).written("vmap")
-            own = {p: v for p, v in written.items() if axis_of(p) is not None or is_transient(ctx.declared(p))}
+            own = {p: v for p, v in written.items() if p in stack or is_transient(ctx.declared(p))}
             shared.update({path: value for path, value in written.items() if path not in own})
             return own, dict(shared), out
 
         shared: dict[str, Any] = {}
         try:
-            own, common, out = mapped(member, (0, None, out_axes), size, args)
+            call = jax.vmap(member, (0, 0, *spread), (0, None, out_axes), axis_name=axis_name, axis_size=size)
+            own, common, out = call(jnp.arange(size), stacked, *args)
         except ValueError as err:
             if "out_axes" not in str(err) or not shared:
                 raise
@@ -114,9 +93,7 @@ def vmap(
                 f"\n{listing(map(repr, shared))}\nReduce the value over the members (axis_name= and jax.lax.pmean), or"
                 " give each member its own: vmap(…, state_axes={module_or_path: 0})."
             ) from err
-        for path, value in own.items():
-            outer.write(path, jnp.moveaxis(value, 0, axis_of(path) or 0), outer.kind(path))
-        for path, value in common.items():
+        for path, value in {**stack.whole(own), **common}.items():
             outer.write(path, value, outer.kind(path))
         if outer.streams is not None:
             outer.streams.join(used[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os
 import pickle
@@ -57,10 +58,17 @@ def test_names_come_from_attributes():
     ]  # fmt: skip
 
 
-def test_modules_without_an_attribute_are_named_in_the_order_they_are_made():
+@pytest.mark.parametrize(
+    "container, names",
+    [
+        (list, ["net/layers_0", "net/layers_1", "net/layers_2"]),  # appended after the list was assigned
+        (collections.deque, ["net/dense", "net/dense_1", "net/dense_2"]),  # nothing names them
+    ],
+)
+def test_modules_of_a_container_are_named_in_their_order(container, names):
     class Net(br.Module):
         def __init__(self):
-            self.layers = []
+            self.layers = container()
             for units in (3, 4, 5):
                 self.layers.append(Dense(units))
 
@@ -70,7 +78,7 @@ def test_modules_without_an_attribute_are_named_in_the_order_they_are_made():
         def backward(self, x):
             return [layer(x) for layer in reversed(self.layers)]
 
-    expected = {"net/dense": 3, "net/dense_1": 4, "net/dense_2": 5}
+    expected = dict(zip(names, (3, 4, 5), strict=True))
     for method in ("forward", "backward"):  # whichever runs first
         state = br.init(getattr(Net(), method))({}, X)
         assert {p: state[f"{p}/b"].shape[0] for p in expected} == expected
@@ -255,8 +263,7 @@ def test_an_automatic_name_avoids_explicit_ones():
     class Net(br.Module):
         def __init__(self):
             self.a = Dense(name="dense")
-            self.rest = []
-            self.rest.append(Dense())
+            self.rest = collections.deque([Dense()])  # what no attribute names
 
         def __call__(self, x):
             return self.rest[0](self.a(x))

@@ -90,6 +90,17 @@ def test_a_shared_entry_written_with_different_values_is_an_error():
     np.testing.assert_array_equal(state["n"], X.mean(0))
 
 
+@pytest.mark.parametrize("axes", [None, {"": 0}])
+def test_collectives_run_while_entries_are_made(axes):
+    def mean(x):
+        m = jax.lax.pmean(x, "batch")
+        return m + br.get("w", lambda: m)
+
+    run = lambda x: br.vmap(mean, axis_name="batch", state_axes=axes)(x)  # noqa: E731
+    state = br.init(run)({}, X)
+    np.testing.assert_array_equal(state["w"], jnp.broadcast_to(X.mean(0), (4, 2)) if axes else X[0])
+
+
 def test_axes_of_arguments_and_outputs():
     def fn(x, y, z):
         return {"a": x * y["p"] + z * br.get("w", jnp.ones, ())}

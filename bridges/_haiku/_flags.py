@@ -1,0 +1,26 @@
+"""Flags of the host for Haiku code: as arguments of its call, and of the layers inside that nobody has told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+
+from bridges.core._training import told
+
+
+def following(flags: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Returns a `with` block in which layers that must be told whether they train, and are not, follow the flags.
+
+    Such a layer (`hk.BatchNorm` in a `hk.Sequential`) is otherwise an error.
+    """
+    if not flags:
+        return contextlib.nullcontext()
+
+    def intercept(next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+        more = told(context.orig_method, args, kwargs, flags, undecided=True)
+        return next_fun(*args, **{**kwargs, **more})
+
+    return hk.intercept_methods(intercept)
