@@ -44,7 +44,12 @@ class Layout:
         return self._hash
 
     def __repr__(self) -> str:
-        return f"Layout({len(self.paths)} entries)"
+        # What JAX shows of two states whose structures differ.
+        shown = [
+            path if kind is None else f"{path}: {kind.__name__ if isinstance(kind, type) else kind!r}"
+            for path, kind in zip(self.paths[:50], self.kinds, strict=False)
+        ]
+        return f"Layout({len(self.paths)} entries: {', '.join(shown)}{', …' * (len(self.paths) > 50)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Layout, (self.paths, self.kinds)
@@ -302,13 +307,20 @@ class State(MutableMapping[str, Any]):
         flat = {path: as_leaf(path, value) for path, value in (flatten(tree) if nested else tree).items()}
         for path, wanted in self.items():
             if path in flat and _is_key(wanted) and not _is_key(flat[path]):
-                flat[path] = jax.random.wrap_key_data(flat[path], impl=jax.random.key_impl(wanted))
+                flat[path] = jax.random.wrap_key_data(flat[path], impl=_implementation(wanted))
         new = unflatten(flat, self)
         return State._make(self._layout, [fitted(p, v, w) for (p, v), w in zip(new.items(), self._values, strict=True)])
 
 
 def _is_key(value: Any) -> bool:
     return hasattr(value, "dtype") and bool(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key))
+
+
+def _implementation(key: Any) -> Any:
+    """Returns what `jax.random.key_impl` does, of an abstract key too."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
+    return found[0]
 
 
 def _flatten_with_keys(state: State) -> tuple[list[tuple[PathKey, Any]], Layout]:
