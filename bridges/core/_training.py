@@ -1,8 +1,8 @@
 """Which arguments tell a layer of another framework whether it trains, and what the flags of a call say for them.
 
 Frameworks have no common word for it: a call takes `is_training`, `train`, `training`, `deterministic` or
-`use_running_average`. The flag of an argument's own name decides, else `train`. Arguments that were passed stay, and nothing
-but these is ever set.
+`use_running_average`. The flag of an argument's own name decides, else `train`, unless one of these arguments was passed: it
+then speaks for the call. Arguments that were passed stay, and nothing but these is ever set.
 """
 
 from __future__ import annotations
@@ -50,11 +50,9 @@ def told(
     try:
         signature = method if isinstance(method, inspect.Signature) else inspect.signature(method)
         given = signature.bind_partial(*args, **kwargs).arguments
-    except (
-        TypeError,
-        ValueError,
-    ):  # It has no signature; or the call itself will say what is wrong with its arguments.
-        return {}
+    except (TypeError, ValueError):
+        return {}  # There is no signature; or the call itself will say what is wrong with its arguments.
+    spoken = any(given.get(name) is not None for name in TRAINING)
     found = {}
     for name, training in TRAINING.items():
         parameter = signature.parameters.get(name)
@@ -66,6 +64,6 @@ def told(
             continue
         if name in flags:
             found[name] = flags[name]
-        elif "train" in flags:
+        elif "train" in flags and not spoken:
             found[name] = flags["train"] if training else not flags["train"]
     return found

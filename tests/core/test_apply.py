@@ -154,7 +154,7 @@ def test_foreign_layers_of_every_sort():
     net = br.FlaxModule(nn.BatchNorm)
     state = br.init(net)({}, X, flags={"train": True}, seed=0)
     params, stats = state.partition(br.Param, br.BatchStat)
-    out, new = br.apply(net, params, stats, flags={"train": True})(X)
+    _, new = br.apply(net, params, stats, flags={"train": True})(X)
     assert (new["batch_norm/batch_stats/mean"] != stats["batch_norm/batch_stats/mean"]).any()
     assert new.kinds == state.kinds
 
