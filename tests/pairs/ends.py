@@ -14,22 +14,12 @@ from flax import nnx
 
 import bridges as br
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
+from bridges._infer._evaluation import call_of
+from bridges._infer._function import Function
+from bridges._infer._model import Model
 from bridges.core._state import State
 
 Entries = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    """A function of parameters and inputs, `apply(params, *inputs)`, with parameters of the right shapes.
-
-    Attributes:
-      apply: The function.
-      params: Any pytree of arrays, or of `jax.ShapeDtypeStruct`.
-    """
-
-    apply: Callable[..., Any]
-    params: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +27,8 @@ class End:
     """A model with the shapes of its entries.
 
     Attributes:
-      framework: `'haiku'`, `'linen'`, `'nnx'`, `'core'` or `'plain'`.
-      model: The framework's own object; for `'plain'`, a `Plain`.
+      framework: `'haiku'`, `'linen'`, `'nnx'`, `'core'` or `'function'`.
+      model: What `infer_mapping` takes.
       spec: What a plan is made with.
       shapes: Path -> shape and dtype, without random keys and their counts.
       run: `run(entries, *inputs)`, the output.
@@ -54,46 +44,51 @@ class End:
     def of(cls, model: Any, inputs: tuple[Any, ...]) -> End:
         """Returns the end of a model of any framework."""
         framework = framework_of(model)
-        if framework == "plain":
+        flags = call_of(Model.of(model), inputs, {})[1]  # is_training and the like, where the model asks for them
+        if framework == "function":
             leaves, structure = jax.tree_util.tree_flatten_with_path(model.params)
             paths = [path_of(keys) for keys, _ in leaves]
             spec = {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, (_, x) in zip(paths, leaves, strict=True)}
 
-            def plain(entries: Entries, *args: Any) -> Any:
-                return model.apply(jax.tree.unflatten(structure, [entries[p] for p in paths]), *args)
+            def function(entries: Entries, *args: Any) -> Any:
+                return model.apply(jax.tree.unflatten(structure, [entries[p] for p in paths]), *args, **flags)
 
-            return cls(framework, model, spec, spec, plain)
+            return cls(framework, model, spec, spec, function)
         if framework == "core":
-            made = jax.eval_shape(lambda: dict(br.init(model)({}, *inputs, seed=0)))
-            return cls(framework, model, State(made), made, lambda entries, *args: br.pure(model)(entries, *args)[1])
+            made = jax.eval_shape(lambda: dict(br.init(model)({}, *inputs, seed=0, **flags)))
+
+            def core(entries: Entries, *args: Any) -> Any:
+                return br.pure(model)(entries, *args, **flags)[1]
+
+            return cls(framework, model, State(made), made, core)
         if framework == "nnx":
-            spec = nnx_adapter.spec(model, *inputs)
+            spec = nnx_adapter.spec(model, *inputs, **flags)
             random = {p for p, x in spec.entries.items() if _random(p, x)}
             abstract = model if isinstance(model, nnx.Module) else nnx.eval_shape(model)
             structure, state = nnx.split(abstract)
             keys = {p: jax.random.key(0) if p.endswith("key") else jnp.zeros((), jnp.uint32) for p in random}
 
             def run(entries: Entries, *args: Any) -> Any:
-                return nnx.merge(structure, nnx_adapter.unflatten(State({**keys, **entries}), state))(*args)
+                return nnx.merge(structure, nnx_adapter.unflatten(State({**keys, **entries}), state))(*args, **flags)
 
             return cls(framework, model, spec, {p: x for p, x in spec.entries.items() if p not in random}, run)
         if framework == "linen":
-            spec = linen_adapter.spec(model, *inputs)
+            spec = linen_adapter.spec(model, *inputs, **flags)
 
             def linen(entries: Entries, *args: Any) -> Any:
-                return model.apply(linen_adapter.unflatten(State(entries), spec.native), *args)
+                return model.apply(linen_adapter.unflatten(State(entries), spec.native), *args, **flags)
 
             return cls(framework, model, spec, dict(spec.entries), linen)
-        spec = haiku_adapter.spec(model, *inputs)
+        spec = haiku_adapter.spec(model, *inputs, **flags)
         return cls(
             framework, model, spec, dict(spec.entries),
-            lambda entries, *args: haiku_adapter.apply(model, State(entries), *args)[0],
+            lambda entries, *args: haiku_adapter.apply(model, State(entries), *args, **flags)[0],
         )  # fmt: skip
 
 
 def framework_of(model: Any) -> str:
     """Returns the framework of a model: a function of its own is Haiku's, a function of no argument makes an NNX module."""
-    for kind, name in ((Plain, "plain"), (br.Module, "core"), (nn.Module, "linen"), (nnx.Module, "nnx")):
+    for kind, name in ((Function, "function"), (br.Module, "core"), (nn.Module, "linen"), (nnx.Module, "nnx")):
         if isinstance(model, kind):
             return name
     return "nnx" if getattr(getattr(model, "__code__", None), "co_argcount", 1) == 0 else "haiku"

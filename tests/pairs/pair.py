@@ -1,8 +1,8 @@
 """Pair: two models of one network, written as two people would, with how to convert one into the other.
 
 Each file of `models/` is one pair. It defines `source()` and `target()`, which return what `infer_mapping` takes, `inputs()`
-for both, and `truth(entries)`, which makes the target's entries of the source's; it is written by hand and proved by running
-both models. `FREE` names target entries that no output depends on (patterns of fnmatch): there the truth is one choice of many.
+for both, and `truth(entries)`, which makes the target's entries of the source's: written by hand, proved by running both.
+`FREE` names target entries that no output depends on (patterns of fnmatch), where the truth is one choice of many.
 `X64 = False` says, with the reason, that a framework's own layer leaves float64; `SLOW`, that no test runs the pair.
 """
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 FEATURES, DIM, TAGS = 8, 8, 5
 
@@ -48,7 +48,7 @@ def target():
     out = {"left": (DIM, TAGS), "right": (DIM, TAGS), "bias": (TAGS,)}
     shapes = {"left_to_right": cell, "right_to_left": cell, "out": out}
     leaf = jax.tree_util.Partial(jax.ShapeDtypeStruct, dtype=np.float32)
-    return Plain(tagger, jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)))
+    return Function(tagger, jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)))
 
 
 def inputs():

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 SIDE, CHANNELS, HIDDEN, CLASSES = 8, 8, 32, 8
 
@@ -55,7 +55,7 @@ def target():
     features = [(leaf(CHANNELS, n, 3, 3), leaf(CHANNELS)) for n in (1, CHANNELS)]
     flat = CHANNELS * (SIDE // 4) ** 2
     classifier = [(leaf(HIDDEN, flat), leaf(HIDDEN)), (leaf(CLASSES, HIDDEN), leaf(CLASSES))]
-    return Plain(predict, {"features": features, "classifier": classifier})
+    return Function(predict, {"features": features, "classifier": classifier})
 
 
 def inputs():

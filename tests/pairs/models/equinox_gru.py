@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 FEATURES, DIM, CLASSES = 8, 8, 4
 
@@ -32,7 +32,7 @@ class Classifier(eqx.Module):
 
 def source():
     params, static = eqx.partition(eqx.filter_eval_shape(Classifier, jax.random.key(0)), lambda x: hasattr(x, "shape"))
-    return Plain(lambda params, batch: jax.vmap(eqx.combine(params, static))(batch), params)
+    return Function(lambda params, batch: jax.vmap(eqx.combine(params, static))(batch), params)
 
 
 class GRUClassifier(nn.Module):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 NODES, FEATURES, HEADS, DIM, CLASSES = 6, 8, 2, 4, 4
 
@@ -33,7 +33,7 @@ def network(params, x, senders, receivers):
 def source():
     shapes = {"W": (HEADS, FEATURES, DIM), "b": (HEADS, DIM), "a_src": (HEADS, DIM), "a_dst": (HEADS, DIM)}
     one = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    return Plain(network, {"output": one, "hidden": dict(one)})
+    return Function(network, {"output": one, "hidden": dict(one)})
 
 
 def target():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 SIDE, PATCH, DIM, BLOCKS, CLASSES = 16, 4, 16, 2, 8  # as many tokens as channels
 TOKENS = (SIDE // PATCH) ** 2
@@ -85,7 +85,7 @@ class Mixer(eqx.Module):
 
 def target():
     params, static = eqx.partition(eqx.filter_eval_shape(Mixer, jax.random.key(0)), lambda x: hasattr(x, "shape"))
-    return Plain(lambda params, images: jax.vmap(eqx.combine(params, static))(jnp.moveaxis(images, -1, 1)), params)
+    return Function(lambda params, images: jax.vmap(eqx.combine(params, static))(jnp.moveaxis(images, -1, 1)), params)
 
 
 def inputs():

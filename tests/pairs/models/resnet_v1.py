@@ -19,8 +19,7 @@ def source():
         )  # fmt: skip
         return net(images, is_training)
 
-    train, test = (hk.transform_with_state(partial(forward, is_training=flag)) for flag in (True, False))
-    return hk.TransformedWithState(train.init, test.apply)  # Haiku makes the statistics in training only
+    return hk.transform_with_state(forward)
 
 
 class Bottleneck(nn.Module):
@@ -41,11 +40,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    train: bool = False
-
     @nn.compact
-    def __call__(self, images):
-        norm = partial(nn.BatchNorm, use_running_average=not self.train, momentum=0.9, epsilon=1e-5)
+    def __call__(self, images, train):
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
         x = nn.Conv(64, (7, 7), (2, 2), use_bias=False, name="conv_init")(images)
         x = nn.relu(norm(name="bn_init")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")

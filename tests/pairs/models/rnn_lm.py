@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 VOCABULARY, DIM = 12, 12
 X64 = False  # `nnx.SimpleCell` computes in float32
@@ -40,7 +40,7 @@ def target():
     shapes = {"E": (VOCABULARY, DIM), "Wxh": (DIM, DIM), "Whh": (DIM, DIM), "Why": (VOCABULARY, DIM), "bh": (DIM,)}
     shapes["by"] = (VOCABULARY,)
     params = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    return Plain(lambda params, tokens: jax.vmap(sequence, (None, 0))(params, tokens), params)
+    return Function(lambda params, tokens: jax.vmap(sequence, (None, 0))(params, tokens), params)
 
 
 def inputs():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.pairs.ends import Plain
+from bridges._infer._function import Function
 
 VOCABULARY, LENGTH, DIM, HEADS, LAYERS, HIDDEN = 16, 6, 16, 2, 3, 32
 HEAD = DIM // HEADS
@@ -55,7 +55,7 @@ def source():
     }
     params = {"layers": {name: jax.ShapeDtypeStruct((LAYERS, *shape), np.float32) for name, shape in shapes.items()}}
     shapes = {"tok_embeddings": (VOCABULARY, DIM), "norm": (DIM,), "output": (DIM, VOCABULARY)}
-    return Plain(forward, params | {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
+    return Function(forward, params | {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
 
 
 def rotate_half(x):
