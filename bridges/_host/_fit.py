@@ -8,15 +8,21 @@ from typing import Any
 import jax
 
 from bridges._host._host import Host
-from bridges.core import Cache, Module, State
+from bridges.core import Cache, Module, RngState, State
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, MissingEntryError, StructureError, describe, hint, listing
 from bridges.core._frame import Frame, enter
-from bridges.core._kind import is_transient, kind_type
+from bridges.core._kind import Kind, is_transient, kind_type
 from bridges.core._rng import Streams
 
 
-def check_fit(host: Host, entries: Mapping[str, Any], run: Callable[[], Any], flags: Mapping[str, Any]) -> None:
+def check_fit(
+    host: Host,
+    entries: Mapping[str, Any],
+    run: Callable[[], Any],
+    flags: Mapping[str, Any],
+    shown: Callable[[str, Kind], str] = lambda path, kind: path,
+) -> State | None:
     """Compares the entries of a core part with those that a call makes, found in abstract; nothing is computed.
 
     Entries that the call does not make are an error only where no other call could: the part has one public method.
@@ -26,28 +32,34 @@ def check_fit(host: Host, entries: Mapping[str, Any], run: Callable[[], Any], fl
       entries: By path in the running context.
       run: Makes the call.
       flags: For the call.
+      shown: What errors call an entry of a path and kind.
+
+    Returns:
+      Shapes and kinds of the entries that the call makes; None if that cannot be told, or is not looked at.
 
     Raises:
       MissingEntryError, EntryShapeError, StructureError: They do not fit. All that is wrong is listed.
     """
     if not host.core:
-        return
+        return None
     expected = abstract_entries(host, run, flags)
     if expected is None:  # It cannot be made with nothing; the call itself will say what it lacks.
-        return
-    lasting = {p: want for p, want in expected.items() if not is_transient(expected.kind(p))}
+        return None
+    kinds = {**State(entries).kinds, **expected.kinds}
+    name = {path: shown(path, kind) for path, kind in kinds.items()}
+    lasting = {p: want for p, want in expected.items() if not _apart(kinds[p])}
     missing = [p for p in lasting if p not in entries]
     fixed = [p for p in lasting if p in entries and not issubclass(kind_type(expected.kind(p)), Cache)]
     wrong = [p for p in fixed if tuple(entries[p].shape) != tuple(lasting[p].shape)]
-    extra = [p for p in entries if p not in expected]
+    extra = [p for p in entries if p not in expected and not _apart(kinds[p])]
     if extra and not _other_methods(type(host.module)):
         for train in (True, False):  # What only a training call records is not unknown.
             extra = [p for p in extra if p not in (abstract_entries(host, run, {**flags, "train": train}) or extra)]
     else:
         extra = []
-    lines = [f"missing {p!r} ({describe(lasting[p])}){hint(p, extra)}" for p in missing]
-    lines += [f"{p!r}: got {describe(entries[p])}, wanted {describe(lasting[p])}" for p in wrong]
-    lines += [f"unexpected {p!r}{hint(p, missing)}" for p in extra]
+    lines = [f"missing {name[p]!r} ({describe(lasting[p])}){hint(p, extra)}" for p in missing]
+    lines += [f"{name[p]!r}: got {describe(entries[p])}, wanted {describe(lasting[p])}" for p in wrong]
+    lines += [f"unexpected {name[p]!r}{hint(p, missing)}" for p in extra]
     if lines:
         error = MissingEntryError if missing else EntryShapeError if wrong else StructureError
         raise error(
@@ -55,6 +67,7 @@ def check_fit(host: Host, entries: Mapping[str, Any], run: Callable[[], Any], fl
             + listing(lines)
             + "\nLoad what is missing or misshapen, and remove what is unexpected."
         )
+    return expected
 
 
 def abstract_entries(host: Host, run: Callable[[], Any], flags: Mapping[str, Any]) -> State | None:
@@ -72,6 +85,11 @@ def abstract_entries(host: Host, run: Callable[[], Any], flags: Mapping[str, Any
         return State(jax.eval_shape(make), kinds)
     except Exception:
         return None
+
+
+def _apart(kind: Kind) -> bool:
+    """Whether entries of a kind are not compared: records; and random streams, which follow the streams that are given."""
+    return is_transient(kind) or issubclass(kind_type(kind), RngState)
 
 
 def _other_methods(cls: type) -> bool:

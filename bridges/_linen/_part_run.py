@@ -13,10 +13,10 @@ import numpy as np
 from flax import errors as flax_errors
 from flax.linen import module as linen_module
 
-from bridges._host._expected import check_core, expected, fingerprint
+from bridges._host._fit import check_fit
 from bridges._host._host import Host
 from bridges._host._training import told
-from bridges._linen._placed import Held, Place, at, collection_of, known_kind, nested, placed, recorded, shown
+from bridges._linen._placed import Held, Place, at, known_kind, nested, placed, recorded, shown
 from bridges._linen._scope_keys import ScopeStreams, StreamError, stream_of
 from bridges.core._context import Context
 from bridges.core._errors import (
@@ -113,22 +113,37 @@ class Run:
         return out
 
     def _check(self, held: Held, method: Any, args: Any, kwargs: Any, flags: Any) -> None:
+        """Compares the entries of a core part as a whole; its wrappers check theirs, and it takes what is there."""
+        seen = method, _fingerprint(held.state)
+        if seen in self.host.fitting:
+            return
+
         def name(path: str, kind: Kind) -> str:
             return shown(held.places.get(path) or placed(self.host, path, kind))
 
-        def right(path: str, kind: Kind) -> str:
-            return shown(placed(self.host, path, kind))
+        run = functools.partial(self.host.call, method, args, kwargs)
+        wanted = check_fit(self.host, held.state, run, flags, name)
+        if wanted is None:
+            return
+        right = {path: placed(self.host, path, kind) for path, kind in wanted.kinds.items()}
+        self._check_places(held, right)
+        self.host.fitting = {*self.host.fitting, seen}
 
-        remedy = "Load what is missing, or make it: variables = model.init(key, …)."
-        make = functools.partial(expected, self.host, method, args, kwargs, flags)
-        check_core(self.host, held.state, make, method, name, right, remedy)
+    def _check_places(self, held: Held, right: Mapping[str, Place]) -> None:
+        wrong = [
+            f"{shown(place)!r} belongs into {shown(right[path])!r}"
+            for path, place in held.places.items()
+            if path in right and place != right[path]
+        ]
+        if wrong:
+            raise StructureError(f"Variables of {self.where} lie in the wrong collection:\n" + listing(wrong))
 
     def _learn(self, ctx: Context, method: Any) -> None:
         """Remembers that what was made is what such calls need."""
         if self.host.core:
             kinds = {p: known_kind(self.host, placed(self.host, p, _sure(ctx, p))[0], {}) for p in ctx.entries}
             made = State(ctx.entries, {p: kind for p, kind in kinds.items() if kind is not None})
-            self.host.fitting = {*self.host.fitting, (method, fingerprint(made))}
+            self.host.fitting = {*self.host.fitting, (method, _fingerprint(made))}
 
     def _others(self) -> Iterable[str]:
         """Returns the names in the scope that belong to other modules (`nn.share_scope`)."""
@@ -161,7 +176,6 @@ class Run:
         frozen: dict[str, list[str]] = {}
         kept: dict[Place, Any] = {}
         sown: dict[Place, Any] = {}
-        wrong = []
         for path in sorted({*ctx.created, *(ctx.modified if not self.creating else ())}):
             kind = _sure(ctx, path)
             if self.host.framework == "flax.nnx" and issubclass(kind_type(kind), RngState):
@@ -178,12 +192,7 @@ class Run:
             elif path in held.places or place[0] != "perturbations":  # Linen perturbs where it is given a perturbation.
                 frozen.setdefault(place[0], []).append(shown(place))
         if self.host.core:
-            for path, (collection, names) in held.places.items():
-                declared = ctx.declarations.get(path)
-                if declared is not None and collection_of(declared) != collection:
-                    wrong.append(f"{shown((collection, names))!r} belongs into {collection_of(declared)!r}")
-        if wrong:
-            raise StructureError(f"Variables of {self.where} lie in the wrong collection:\n" + listing(wrong))
+            self._check_places(held, {p: placed(self.host, p, kind) for p, kind in ctx.declarations.items()})
         if frozen:
             raise ImmutableError(frozen, self.where)
         self._check_names(kept)
@@ -213,6 +222,12 @@ class Run:
             object.__setattr__(self.module, "_recorded", known)  # On the clone that Linen makes for each apply.
         found: set[Place] = known
         return found
+
+
+def _fingerprint(entries: State) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """Returns the paths and shapes of what lasts from call to call."""
+    lasting = (path for path, kind in entries.kinds.items() if not is_transient(kind))
+    return frozenset((path, tuple(entries[path].shape)) for path in lasting)
 
 
 def _sure(ctx: Context, path: str) -> Kind:

@@ -529,7 +529,7 @@ def test_extra_entries_of_a_core_part_with_one_method():
     assert same(ToLinen(Simple).apply(good, X), X + 1)
     with pytest.raises(br.StructureError, match="params/simple/bia'"):
         ToLinen(Simple).apply({"params": {"simple": {"bias": jnp.ones(3), "bia": jnp.ones(3)}}}, X)
-    with pytest.raises(ValueError, match="'cache/simple/bias' belongs into 'params/simple/bias'"):
+    with pytest.raises(br.StructureError, match="'cache/simple/bias' belongs into 'params/simple/bias'"):
         ToLinen(Simple).apply({"cache": {"simple": {"bias": jnp.ones(3)}}}, X)
     with pytest.raises(br.CollisionError, match="params/simple/bias"):
         ToLinen(Simple).apply({**good, "cache": {"simple": {"bias": jnp.ones(3)}}}, X)
