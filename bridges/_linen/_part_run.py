@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flax import errors as flax_errors
 from flax.linen import module as linen_module
 
-from bridges._host._fit import check_fit
+from bridges._host._fit import abstract_entries, check_fit
 from bridges._host._host import Host
 from bridges._host._training import told
 from bridges._linen._placed import Held, Place, at, known_kind, nested, placed, recorded, shown
@@ -93,7 +93,7 @@ class Run:
         kwargs, flags = told(host, method, args, kwargs)
         if host.framework == "flax.linen":
             kwargs["mutable"] = self.scope.mutable  # It decides by itself what to do with it.
-        held = Held(host, self.module.variables, self._others())
+        held = Held(host, self._own(method, args, kwargs, flags))
         streams = ScopeStreams.begun(self.module)
         kept = _Kept(host, streams) if host.framework == "flax.nnx" and not self.creating else None
         entries = held.state if kept is None else held.state.merge(kept.entries)
@@ -145,9 +145,19 @@ class Run:
             made = State(ctx.entries, {p: kind for p, kind in kinds.items() if kind is not None})
             self.host.fitting = {*self.host.fitting, (method, _fingerprint(made))}
 
-    def _others(self) -> Iterable[str]:
-        """Returns the names in the scope that belong to other modules (`nn.share_scope`)."""
-        return self.scope.reservations
+    def _own(self, method: Any, args: Any, kwargs: Any, flags: Any) -> Mapping[str, Any]:
+        """Returns the scope's variables without those of the modules that it is shared with (`nn.share_scope`)."""
+        variables, taken = self.module.variables, self.scope.reservations
+        names = None
+        if self.module.name not in (None, self.scope.name) and not self.creating:
+            # The scope is another module's, which may yet declare variables of its own.
+            run = functools.partial(self.host.call, method, args, kwargs)
+            needed = abstract_entries(self.host, run, flags)
+            names = None if needed is None else {placed(self.host, p, k)[1][0] for p, k in needed.kinds.items()}
+        return {
+            collection: {name: v for name, v in tree.items() if name not in taken and (names is None or name in names)}
+            for collection, tree in variables.items()
+        }
 
     @contextlib.contextmanager
     def _explained(self, streams: ScopeStreams | None) -> Iterator[None]:

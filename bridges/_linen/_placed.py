@@ -9,7 +9,7 @@ Invariant: `entry_path(placed(path, kind))` is the path, whatever the names: a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -77,7 +77,6 @@ class Held:
     Args:
       host: The part.
       variables: The scope's variables.
-      others: Names in the scope that are not the part's.
 
     Attributes:
       state: Path in the running context -> array, with the kinds that the collections say.
@@ -87,15 +86,15 @@ class Held:
       CollisionError: Two collections hold entries of one path.
     """
 
-    def __init__(self, host: Host, variables: Mapping[str, Any], others: Iterable[str] = ()):
+    def __init__(self, host: Host, variables: Mapping[str, Any]):
         self.host = host
         self.places: dict[str, Place] = {}
         self._boxes: dict[str, Any] = {}
-        entries, kinds, others = {}, {}, frozenset(others)
+        entries, kinds = {}, {}
         for native, leaf in _flat.flatten(dict(variables), _is_leaf).items():
             collection, *names = _flat.split(native)
-            if isinstance(leaf, tuple) or collection == "intermediates" or not names or names[0] in others:
-                continue  # Recorded by an earlier call; or an entry of somebody else.
+            if isinstance(leaf, tuple) or collection == "intermediates" or not names:
+                continue  # Recorded by an earlier call.
             place = collection, tuple(names)
             path = entry_path(host, place)
             if path in self.places:
