@@ -15,6 +15,7 @@ RUN = {
     "docs/files.md": ("tests/converters/test_files_page.py", None),
     "docs/guests.md": ("tests/nnx_side/test_guests_page.py", None),
     "docs/mapping.md": ("tests/mapping/test_docs.py", None),
+    "docs/nnx.md": ("tests/core/test_nnx_page.py", None),
     "docs/start.md": ("tests/converters/test_start_page.py", "tests/converters/test_console.py"),
     "docs/verify.md": ("tests/converters/test_verify_docs.py", None),
 }
