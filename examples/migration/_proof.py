@@ -24,19 +24,24 @@ TOLERANCE = 2e-6  # of the largest value in an array: 16 units in the last place
 OPTIMIZER = optax.adam(1e-2)
 
 
-def randomised(tree: Any, seed: int = 0) -> Any:
+def randomised(tree: Any, seed: int = 0, positive: bool = False) -> Any:
     """Returns the tree with random float arrays: what is zero or one in a fresh model hides what went elsewhere.
 
-    Values are positive, so that they serve as variances too, and signs are drawn for arrays of at least two axes.
+    Args:
+      tree: Any tree of arrays; those that are not float stay.
+      seed: Another seed, other values.
+      positive: Whether all values are, as variances must be; else those of at least two axes have random signs.
     """
     rng = np.random.default_rng(seed)
 
     def draw(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             return leaf
-        value = rng.uniform(0.2, 1.0, jnp.shape(leaf))
-        signs = rng.choice([-1.0, 1.0], jnp.shape(leaf)) if jnp.ndim(leaf) > 1 else 1.0
-        return jnp.asarray(value * signs / max(1, jnp.shape(leaf)[0] if jnp.ndim(leaf) > 1 else 1) ** 0.5, leaf.dtype)
+        value = rng.uniform(0.2, 1.0, shape)
+        if len(shape) > 1 and not positive:
+            value *= rng.choice([-1.0, 1.0], shape) / max(1, shape[-2]) ** 0.5  # so that sums stay of the order of 1
+        return jnp.asarray(value, dtype)
 
     return jax.tree.map(draw, tree)
 
@@ -132,7 +137,7 @@ class Proof:
     def start(self, column: str, entries: br.State, apply: Callable[[br.State], Any]) -> None:
         """Takes the column that everything is moved from: its entries, randomised, and `entries -> output`."""
         params = entries.filter(br.Param)
-        moments = optax.ScaleByAdamState(jnp.array(3), randomised(params, 1), jax.tree.map(abs, randomised(params, 2)))
+        moments = optax.ScaleByAdamState(jnp.array(3), randomised(params, 1), randomised(params, 2, positive=True))
         self.ends[column] = End.of(entries, (moments, optax.EmptyState()), apply)
 
     def moved(self, column: str, plan: br.Plan, apply: Callable[[br.State], Any], after: str | None = None) -> br.State:
