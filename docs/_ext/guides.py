@@ -3,7 +3,7 @@
 - `{columns} TOPIC REGION`: one marked region of `examples/migration/in_<column>/TOPIC.py`, for each column that has it.
   Every line knows in which other columns it does not occur, so that the style sheet marks what differs between those shown.
 - `{structures} TOPIC`: the variables of each column, one number the same weights, from `structures/TOPIC.json`.
-- `{program} TOPIC REGION`: one region of `examples/migration/TOPIC.py`: plans, conversion, check.
+- `{guide} TOPIC REGION`: one region of `examples/migration/TOPIC.py`: plans, conversion, check.
 - `{files} TOPIC`: links to the files, whole.
 
 A region that no file has is an error, so that a renamed one cannot leave a page empty.
@@ -96,7 +96,7 @@ class Structures(SphinxDirective):
 
 
 class Program(SphinxDirective):
-    """`{program} TOPIC REGION`."""
+    """`{guide} TOPIC REGION`."""
 
     required_arguments = 2
 
@@ -173,6 +173,6 @@ def visit_text(self, node: column) -> None:
 def setup(app: Sphinx) -> dict[str, object]:
     app.add_node(columns, html=(visit_columns, depart_columns), text=(visit_text, None))
     app.add_node(column, html=(visit_column, depart_column), text=(visit_text, None))
-    for name, directive in (("columns", Columns), ("structures", Structures), ("program", Program), ("files", Files)):
+    for name, directive in (("columns", Columns), ("structures", Structures), ("guide", Program), ("files", Files)):
         app.add_directive(name, directive)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

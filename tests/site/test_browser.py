@@ -86,6 +86,7 @@ def test_columns_line_up_and_stack(page, site, name):
     open_page(page, site, name)
     rows = page.locator(".columns")
     assert rows.count() > 0
+    assert page.locator("div.highlight", has_text="def prove(proof").count() == 1, "and the check is on the page"
     for number in range(rows.count()):
         boxes = [column.bounding_box() for column in rows.nth(number).locator(".column").all()]
         assert len({box["y"] for box in boxes}) == 1, "columns begin at one height"
