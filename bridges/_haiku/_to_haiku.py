@@ -7,18 +7,16 @@ and everything the core checks (missing, misshapen and unknown entries) is check
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
 
 from bridges._haiku._part import part_of
-from bridges._haiku._visit import Visit
+from bridges._haiku._visit import Visit, visit
 from bridges._host._framework import framework_of, innermost
 from bridges._host._host import Host
 from bridges._host._reached import reached
-from bridges._host._training import moded
 from bridges.core import Module
 from bridges.core._errors import ContextError
 from bridges.core._naming import snake_case
@@ -39,12 +37,11 @@ class ToHaiku(hk.Module):
 
     A call takes one key, the next one of `hk.next_rng_key()`, if it draws anything, and else none. At `init`, initial values
     are the native ones for that key: `part.init(key, x)` of Linen, `cls(rngs=nnx.Rngs(key))`, `bridges.init(part)({}, x,
-    seed=key)`. Streams that an NNX part keeps (dropout) are no state here: each call that draws begins them anew, the n-th
-    one, by the order of paths, with `jax.random.fold_in(key, n)`.
+    seed=key)`. Streams that an NNX part keeps (dropout) are no state here: each call that draws begins them anew, as
+    `nnx.reseed(module, default=key)` does.
 
-    Calls take the arguments of the part. NNX and core parts have no argument that says whether they train: for them
-    `is_training`, `train`, `training`, `deterministic` and `use_running_average` set NNX's attributes of the meaning, and
-    `bridges.flag`, where the call does not take them itself.
+    Calls take the arguments of the part. Words for training (`is_training=`, `train=`, `training=`, `deterministic=`,
+    `use_running_average=`) that the call does not take become the one that it does, or the mode of an NNX or core part.
 
     Args:
       part: A Linen module or class; an NNX class or instance; a `bridges.Module`, or a class of such; a Haiku function,
@@ -96,8 +93,7 @@ class ToHaiku(hk.Module):
           UnsupportedError: The part modifies a parameter.
           FieldError: There is no such method.
         """
-        kwargs, flags = moded(self.host, method, kwargs)
-        return Visit(self, self.host, functools.partial(self.host.call, method, args, kwargs), flags)()
+        return visit(self, self.host, method, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for what the module itself does not have, so that no layer's name can hide one of Haiku's.
@@ -107,7 +103,7 @@ class ToHaiku(hk.Module):
         try:
             return reached(self, host, name)
         except ContextError:  # A property that runs the part.
-            return Visit(self, host, lambda: host.reached(name), {})()
+            return Visit(self, host, {}, lambda: host.reached(name))()
 
 
 def _name_of(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

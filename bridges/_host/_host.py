@@ -14,11 +14,10 @@ from typing import Any
 import jax
 
 from bridges._host._framework import framework_of, innermost, wrapper_of
-from bridges.core import Module, RngState, State
+from bridges.core import Module
 from bridges.core._errors import FieldError, UnsupportedError, describe
 from bridges.core._flat import SEPARATOR, under
 from bridges.core._frame import Frame, enter
-from bridges.core._kind import kind_type
 
 # Where inputs go, by bridge.
 _INPUTS = {
@@ -140,14 +139,6 @@ class Host:
     def reached(self, path: str) -> Any:
         """Returns the attribute of the module that a dotted path leads to."""
         return functools.reduce(_attribute, path.split("."), self.module)
-
-    def random_state(self) -> State:
-        """Returns shapes and kinds of the random keys and counts that an NNX part keeps; an empty state for any other."""
-        if self.framework != "flax.nnx":
-            return State()
-        template = self.module._memory.base()[0]
-        kept = {p: kind for p, kind in template.kinds.items() if issubclass(kind_type(kind), RngState)}
-        return State({self.inner(p): template.entries[p] for p in kept}, {self.inner(p): k for p, k in kept.items()})
 
     def signature(self, method: Any) -> inspect.Signature | None:
         """Returns the signature of a call of the part itself, None where it cannot be told."""

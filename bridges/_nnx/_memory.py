@@ -59,11 +59,17 @@ class Memory:
             self.bases[streams] = Template.traced(make), keyed[-1]
         return self.bases[streams]
 
-    def kept_streams(self, given: Iterable[str]) -> tuple[KeptStream, ...]:
-        """Returns the random streams that the module keeps, when those given and those that it asks for are there."""
-        if self.asked is None:
-            self.asked = asked_streams(self.maker)
-        streams = tuple(sorted({*given, *self.asked, "default"}))
+    def kept_streams(self, given: Iterable[str] | None) -> tuple[KeptStream, ...]:
+        """Returns the random streams that the module keeps, when those given and those that it asks for are there.
+
+        With None they are those of a module that one key was given to.
+        """
+        if given is None:
+            streams: Streams = ()
+        else:
+            if self.asked is None:
+                self.asked = asked_streams(self.maker)
+            streams = tuple(sorted({*given, *self.asked, "default"}))
         if streams not in self.kept:
             self.kept[streams] = kept_streams(self.base(streams)[0])
         return self.kept[streams]

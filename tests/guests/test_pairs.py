@@ -1,4 +1,4 @@
-"""Every framework as a guest of every other, three wrappers deep: the losses, variables and programs of the native levels."""
+"""Every framework as a guest of every other, three wrappers deep: losses, variables and programs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bridges as br
 from tests.guests.levels import FRAMEWORKS
-from tests.guests.programs import X, Y, Flat, placed, program, tails, values
+from tests.guests.programs import Flat, X, Y, placed, program, tails, values
 from tests.hlo import compiled, opcodes
 
 PAIRS = [(host, guest, host, guest) for host, guest in itertools.permutations(FRAMEWORKS, 2)]
@@ -46,7 +45,7 @@ def trained(params: Flat, rest: Flat, loss: Any) -> Any:
 
 
 def parted(state: br.State, flat: Flat) -> tuple[Flat, Flat]:
-    params = {p: flat[p] for p in flat if issubclass(state.kind(p), br.Param)} if False else {}
+    """Returns the parameters of a program's variables, and the rest."""
     params = {p: flat[p] for p in state.filter(br.Param)}
     return params, {p: v for p, v in flat.items() if p not in params}
 
