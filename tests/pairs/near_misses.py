@@ -1,7 +1,7 @@
 """Near misses: networks that are almost one network, and some that only look like two, each with the right verdict.
 
-Three small networks stand in Haiku and in Linen, each with options. Where the options agree the two are one function, which is
-tested too: otherwise a verdict 'parts' would say nothing.
+Three small networks stand in Haiku and in Linen, each with options. Where the options agree the two are one function, and
+that is tested too: otherwise a verdict 'parts' would say nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Miss:
       source, target: The models.
       inputs: For both.
       verdicts: Those that are right.
-      says: What the text must name, as a pattern; empty where nothing need be named.
+      says: What the text must name, as a pattern, if the verdict is not 'same'; empty where nothing need be named.
     """
 
     source: Any
@@ -249,10 +249,12 @@ MISSES = {
     "norms last": _encoders((PARTS,), first=False),
     "a residual missing": _encoders((PARTS,), residual=False),
     "another base of rotations": _encoders((PARTS,), base=500.0),
-    "no 1/sqrt(d)": _encoders((SAME, PARTS), scaled=False),  # the query's weights can take it: by a power of two, or not
+    "no 1/sqrt(d)": _encoders(
+        (SAME, PARTS), scaled=False
+    ),  # the query's weights can take it: by a power of two, or not
     "names of q and k exchanged": _encoders((SAME,), named="kqv"),
     "heads from the last to the first": _encoders((SAME,), backwards=True),
-    "a head that is not used, in the source": _encoders((SAME,), source={"head": "unused"}),
+    "a head that is not used, in the source": _encoders((SAME, PARTIAL), "params/unused", source={"head": "unused"}),
     "a head that is not used, in the target": _encoders((PARTIAL,), "unused", head="unused"),
     "other padding": _images((PARTS,), padding=[(2, 0), (2, 0)]),
     "other norm groups": _images((PARTS,), groups=4),
