@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridges._nnx._call import Call
+from bridges._nnx._kinds import variable_type as variable_type
 from bridges._nnx._maker import Maker, as_rngs
 from bridges._nnx._memory import Memory
 from bridges._nnx._names import axis_names as axis_names

@@ -8,7 +8,7 @@ entries) is checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -207,6 +207,12 @@ class ToNNX(Lean):
         if host is None or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return _reached(self, name)
+
+    def __nnx_repr__(self) -> Iterator[Any]:
+        for item in super().__nnx_repr__():
+            if getattr(item, "key", None) == "variables":
+                item.value = nnx.State(item.value)  # A name a line, as NNX shows its own.
+            yield item
 
     # The part in a context of the Variables --------------------------------------------------------------------------
 
