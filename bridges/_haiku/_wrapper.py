@@ -215,4 +215,5 @@ def FromHaiku(part: Any) -> type[HaikuModule]:
             return snake_case(part_of(part, args, kwargs).name)
 
     Wrapper.__name__ = Wrapper.__qualname__ = part_of(part).name
+    Wrapper._origin = (FromHaiku, part)  # type: ignore[attr-defined]  # How the class is pickled.
     return Wrapper

@@ -106,6 +106,9 @@ class Host:
             )
         return self._hash
 
+    def __deepcopy__(self, memo: Any) -> Host:
+        return self  # Copies of a model are of one structure, and nothing here is ever changed but what is learned.
+
     def __repr__(self) -> str:
         part = innermost(self.part)
         return str(getattr(part, "__name__", None) or type(part).__name__)

@@ -125,6 +125,7 @@ def FromFlax(ctor: Any) -> type[FlaxModule]:
             return _name_of(ctor)
 
     Wrapper.__name__ = Wrapper.__qualname__ = f"FromFlax({_class_name(ctor)})"
+    Wrapper._origin = (FromFlax, ctor)  # type: ignore[attr-defined]  # How the class is pickled.
     return Wrapper
 
 

@@ -17,9 +17,11 @@ class _Next(Mapping[str, jax.Array]):
     """The next key of every stream, worked out when asked for."""
 
     def __init__(self, rngs: nnx.Rngs):
-        # A stream without values, in a module made by `nnx.eval_shape`, is as good as none.
-        names = [name for name, stream in rngs.items() if isinstance(stream.key.get_value(), jax.Array)]
-        self.streams = {SINGLE if names == [_ALONE] else name: rngs[name] for name in names}
+        # By attribute: `nnx.tabulate` puts a method of its own in the place of each of NNX's. A stream without values, in
+        # a module made by `nnx.eval_shape`, is as good as none.
+        streams = {name: stream for name, stream in vars(rngs).items() if isinstance(stream, nnx.RngStream)}
+        given = {name: stream for name, stream in streams.items() if isinstance(stream.key.get_value(), jax.Array)}
+        self.streams = {SINGLE if list(given) == [_ALONE] else name: stream for name, stream in given.items()}
 
     def __getitem__(self, name: str) -> jax.Array:
         stream = self.streams[name]

@@ -188,6 +188,7 @@ def FromNNX(ctor: Any) -> type[NNXModule]:
             return _name_of(ctor)
 
     Wrapper.__name__ = Wrapper.__qualname__ = f"FromNNX({_class_name(ctor)})"
+    Wrapper._origin = (FromNNX, ctor)  # type: ignore[attr-defined]  # How the class is pickled.
     return Wrapper
 
 

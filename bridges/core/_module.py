@@ -8,6 +8,7 @@ so every process gives the same paths.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
 import re
@@ -126,6 +127,15 @@ class _Form:
             return self.method
         own = obj._wrapped(self.name)
         return types.MethodType(self.method, obj) if own is None else own
+
+
+def _reduced(cls: ModuleType) -> str | tuple[Any, ...]:
+    """Returns how a class is pickled: by name, or, where a function made it of something, as that function's call."""
+    origin = vars(cls).get("_origin")
+    return cls.__qualname__ if origin is None else (origin[0], origin[1:])
+
+
+copyreg.pickle(ModuleType, _reduced)
 
 
 class Module(Located, metaclass=ModuleType):
