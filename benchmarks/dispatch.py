@@ -22,7 +22,7 @@ def measure(quick: bool = False) -> Table:
     """Returns the table."""
     found: list[Row] = []
     for count in (1, 100) if quick else (1, 100, 1_000, 10_000):
-        bounds = {"br.jit": 1.5, "jax.jit(br.pure)": 1.5}
+        bounds = {"br.jit": 1.5, "jax.jit(br.pure)": 1.5, "jax.jit(br.apply)": 1.5}
         timings = paired(contenders(count), rounds=7 if quick else 15)
         found += rows(f"{count:,} {'entry' if count == 1 else 'entries'}", timings, count, bounds)
     return Table(
@@ -81,6 +81,7 @@ def contenders(count: int) -> dict[str, Callable[[], Any]]:
     core = Core(name="net")
     state = br.init(core)({}, X)
     jitted, pure = br.jit(core), jax.jit(br.pure(core))
+    applied = jax.jit(lambda state, x: br.apply(core, state)(x))
     ninja = Ninja(name="net")
     ninja_state = nj.init(ninja)({}, X, seed=0)
     ninja_step = jax.jit(nj.pure(ninja))
@@ -88,6 +89,7 @@ def contenders(count: int) -> dict[str, Callable[[], Any]]:
         "jax.jit, a dictionary": _call(plain, params, X),
         "br.jit": _call(jitted, state, X),
         "jax.jit(br.pure)": _call(pure, state, X),
+        "jax.jit(br.apply)": _call(applied, state, X),
         "ninjax": _call(ninja_step, ninja_state, X),
         "nnx.jit, native": _call(nnx.jit(lambda model, x: model(x)), Native(), X),
         "nnx.jit(br.ToNNX)": _call(nnx.jit(lambda model, x: model(x)), br.ToNNX(core).lazy_init(X), X),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -39,6 +38,32 @@ def _checked(state: Any) -> Mapping[str, Any]:
             )
         entries[path] = as_leaf(path, value)
     return entries
+
+
+class Flat:
+    """Makes a `State` of a plain dictionary, quickly of one with the paths of the last: a compiled step may get it often."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Layout, Any] | None = None
+
+    def __call__(self, state: Any) -> State:
+        """Returns the mapping as a `State` of definite arrays.
+
+        Raises:
+          StructureError: It is no flat mapping from path to array.
+        """
+        if isinstance(state, State):
+            return state
+        if self._last is not None and type(state) is dict:
+            layout, cls = self._last
+            values: list[Any] = [state.get(path) for path in layout.paths]
+            if len(state) == len(values) and all(type(v) is cls and not v.weak_type for v in values):
+                return State._make(layout, values)
+        made = State(_checked(state))
+        classes = {type(value) for value in made._values}
+        if len(classes) == 1 and issubclass(cls := classes.pop(), jax.Array):
+            self._last = made._layout, cls
+        return made
 
 
 def _root(fn: Callable[..., Any]) -> Module | None:
@@ -254,6 +279,7 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
     if "donate_argnums" in options:
         options["donate_argnums"] = shifted(options["donate_argnums"], 1)
 
+    flat = Flat()
     donates = bool(options.get("donate_argnums") or options.get("donate_argnames"))
 
     @functools.partial(jax.jit, **options)
@@ -278,11 +304,12 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
         **kwargs: Any,
     ) -> tuple[State, Any]:
         static = Static(*sorted({**fixed, **(flags or {})}.items())) if fixed or flags else _NO_FLAGS
-        known = state if isinstance(state, State) else State(_checked(state))
+        known = flat(state)
         drawn = {} if seed is None else {"seed": seed}
-        changes = None
-        with contextlib.suppress(CreateError, MissingEntryError):
+        try:
             changes, out = compiled(static, known, *args, **drawn, **kwargs)
+        except (CreateError, MissingEntryError):
+            changes = None  # Below, so that no error of the initialisation happens while another is handled.
         if changes is None:
             known = init(fn)(known, *args, seed=seed, flags=flags, **kwargs)
             changes, out = compiled(static, known, *args, **drawn, **kwargs)

@@ -192,3 +192,29 @@ def test_changes_of_the_structure_are_followed():
     assert set(state) == {"w", "seen"}
     state, _ = step(state, X, False)
     assert set(state) == {"w", "seen"}
+
+
+def test_plain_dictionaries_call_after_call():
+    """The way of a dictionary with the paths of the last is a short one: it must be as careful."""
+    traces = []
+
+    def fn(x):
+        traces.append(1)
+        return br.get("a") * x + br.get("b")
+
+    run = br.jit(fn)
+    a, b = jnp.float32(2), jnp.float32(3)
+    for state in ({"a": a, "b": b}, {"b": b, "a": a}, {"a": a, "b": b}, br.State({"a": a, "b": b})):
+        new, out = run(state, a)
+        assert out == 7 and isinstance(new, br.State) and list(new) == ["a", "b"]
+    weak = jnp.asarray(2.0)
+    assert weak.weak_type and run({"a": weak, "b": b}, a)[1] == 7  # a definite float32, as ever
+    assert run({"a": 2.0, "b": np.float32(3)}, a)[1] == 7
+    assert len(traces) == 1
+    assert run({"a": a, "b": b, "c": a}, a)[0]["c"] == 2 and len(traces) == 2
+    with pytest.raises(br.StructureError, match="flat"):
+        run({"a": a, "b": {"c": b}}, a)
+    with pytest.raises(br.MissingEntryError, match="'b'"):
+        run({"a": a, "c": b}, a)
+    with pytest.raises(br.StructureError, match="mapping"):
+        run([a, b], a)
