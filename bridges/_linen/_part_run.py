@@ -89,22 +89,23 @@ class Run:
         return f"ToLinen({self.host!r})" + (f" at {path!r}" if path else "")
 
     def __call__(self, method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Returns the output of the call."""
         host = self.host
         kwargs, flags = told(host, method, args, kwargs)
         if host.framework == "flax.linen":
             kwargs["mutable"] = self.scope.mutable  # It decides by itself what to do with it.
-        held = Held(host, self._own(method, args, kwargs, flags))
         streams = ScopeStreams.begun(self.module)
-        kept = _Kept(host, streams) if host.framework == "flax.nnx" and not self.creating else None
-        entries = held.state if kept is None else held.state.merge(kept.entries)
-        cls = _NNXContext if host.framework == "flax.nnx" else Context
-        ctx = cls(entries, streams=streams, create=self.creating, flags=flags, root=host.module)
-        with self._explained(streams), _apart():
+        with _apart(), self._explained(streams):
+            held = Held(host, self._own(method, args, kwargs, flags))
+            kept = _Kept(host, streams) if host.framework == "flax.nnx" and not self.creating else None
+            entries = held.state if kept is None else held.state.merge(kept.entries)
             if host.core and not self.creating:
                 self._check(held, method, args, kwargs, flags)
+            cls = _NNXContext if host.framework == "flax.nnx" else Context
+            ctx = cls(entries, streams=streams, create=self.creating, flags=flags, root=host.module)
             with enter(Frame(ctx, None)):
                 out = host.call(method, args, kwargs)
-        drawn = () if kept is None else kept.drawn(ctx, self.where)
+        drawn = {} if kept is None else kept.drawn(ctx, self.where)
         if self.creating:
             self._learn(ctx, method)
         self._put(ctx, held)
@@ -277,20 +278,20 @@ class _Kept:
             with jax.ensure_compile_time_eval():
                 self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
 
-    def drawn(self, ctx: Context, where: str) -> list[str]:
-        """Returns the streams of the scope that a call has drawn from.
+    def drawn(self, ctx: Context, where: str) -> dict[str, str]:
+        """Returns the streams that a call has drawn from: their names in NNX -> the streams of the scope.
 
         Raises:
           StreamError: It has drawn from one that there is no key for.
         """
-        found = []
+        found = {}
         for stream in self.kept:
             if self.host.inner(stream.count) not in ctx.modified:
                 continue
             name = self.sources[stream.count]
             if name is None:
                 raise StreamError(stream.tag, (), f"{where} (its {stream.path!r})")
-            found.append(name)
+            found[stream.tag] = name
         return found
 
 

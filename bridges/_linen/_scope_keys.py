@@ -96,19 +96,20 @@ class ScopeStreams(Streams):
             return given[0]
         return next((candidate for candidate in self._fallbacks(name) if candidate in self.source), None)
 
-    def advance(self, drawn: Iterable[str] = ()) -> None:
+    def advance(self, drawn: Mapping[str, str]) -> None:
         """Advances the scope's counters of the streams that were drawn from.
 
         Args:
-          drawn: Further streams that were, by the names that `resolved` gives.
+          drawn: Streams that were drawn from beside those that the context knows of: the name that was asked for -> the
+            one that `resolved` gives.
         """
-        asked = {self.resolved(stream) for stream, _ in self.counters} if self.drawn else set()
+        asked = {stream: self.resolved(stream) for stream, _ in self.counters}
         if self.drawn and not asked:
-            asked = set(self.source)
-        for name in sorted(name for name in {*asked, *drawn} if name is not None):
-            stream = self.source.names[name]
-            self.module.has_rng(stream)  # So that who watches the module (nn.intercept_methods) sees it ask.
-            self.module.scope.rng_counters[stream] += 1  # type: ignore[union-attr]
+            asked = {name: name for name in self.source}
+        for name in asked.keys() | drawn.keys():
+            self.module.has_rng(name or _ALONE)  # So that who watches the module (nn.intercept_methods) sees it ask.
+        for resolved in sorted({name for name in (*asked.values(), *drawn.values()) if name is not None}):
+            self.module.scope.rng_counters[self.source.names[resolved]] += 1  # type: ignore[union-attr]
 
 
 def stream_of(err: SeedError) -> str:

@@ -34,10 +34,10 @@ def dropping(x, is_training=True):
 class Net(nnx.Module):
     """BatchNorm, dropout, something sown, and methods."""
 
-    def __init__(self, size=6, *, rngs):
+    def __init__(self, size=6, rate=0.5, *, rngs):
         self.dense = nnx.Linear(3, size, rngs=rngs)
         self.norm = nnx.BatchNorm(size, momentum=0.9, rngs=rngs)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.drop = nnx.Dropout(rate, rngs=rngs)
         self.head = nnx.Linear(size, 2, rngs=rngs)
 
     def __call__(self, x):
