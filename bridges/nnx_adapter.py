@@ -17,6 +17,7 @@ from bridges._nnx._memory import Memory
 from bridges._nnx._names import axis_names as axis_names
 from bridges._nnx._names import with_axis_names as with_axis_names
 from bridges._nnx._optimizer import optimizer_state as optimizer_state
+from bridges._nnx._restore import restore as restore
 from bridges._nnx._run import perform
 from bridges._nnx._spec import constructor
 from bridges._nnx._spec import spec as spec

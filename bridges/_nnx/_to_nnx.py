@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -225,6 +226,12 @@ class ToNNX(Lean):
 
     def _run(self, fn: Any) -> Any:
         state = self._entries()
+        if blank := [path for path, value in state.items() if isinstance(value, jax.ShapeDtypeStruct)]:
+            raise MissingEntryError(
+                f"These variables of {self.host!r} have shapes and no values, as nnx.eval_shape makes them:\n"
+                + listing(f"{self.host.outer(path)!r} ({describe(state[path])})" for path in blank)
+                + "\nLoad them: nnx.update(model, bridges.nnx_adapter.restore(tree, model))."
+            )
         streams = NextKeys.begun(self.rngs)
         ctx = Context(state, streams=streams, flags=self._flags(), root=self.host.module)
         try:
