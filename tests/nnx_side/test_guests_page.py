@@ -1,11 +1,13 @@
-"""docs/guests.md is executed."""
+"""docs/guests.md is executed, each program on its own."""
 
 import pathlib
 import re
 
+import pytest
+
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "guests.md").read_text("utf-8")
 
 
-def test_the_program_runs():
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize("program", re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+def test_the_programs_run(program):
     exec(compile(program, "docs/guests.md", "exec"), {"__name__": "page"})
