@@ -13,7 +13,7 @@ RUN = {
     "docs/cli.md": (None, "tests/converters/test_console.py"),
     "docs/convert.md": ("tests/converters/test_docs_convert.py", None),
     "docs/files.md": ("tests/converters/test_files_page.py", None),
-    "docs/guests.md": ("tests/nnx_side/test_guests_page.py", None),
+    "docs/guests.md": ("tests/nnx_side/test_guests_page.py", "tests/examples/test_haiku_resnet_in_nnx.py"),
     "docs/mapping.md": ("tests/mapping/test_docs.py", None),
     "docs/nnx.md": ("tests/core/test_nnx_page.py", None),
     "docs/start.md": ("tests/converters/test_start_page.py", "tests/converters/test_console.py"),
