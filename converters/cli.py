@@ -71,12 +71,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as err:
         if os.environ.get("BRIDGES_TRACEBACK"):
             raise
-        return _cannot(given, _explained(err))
+        return _cannot(given, _explained(err), explained_at=getattr(err, "help", "") if _ours(err) else "")
+
+
+def _ours(err: Exception) -> bool:
+    known = sys.modules.get("bridges.core._errors")
+    return known is not None and isinstance(err, known.BridgeError)
 
 
 def _explained(err: Exception) -> str:
-    known = sys.modules.get("bridges.core._errors")
-    if known is not None and isinstance(err, known.BridgeError):
+    if _ours(err):
         return str(err)
     if isinstance(err, (OSError, MemoryError)):
         return f"{type(err).__name__}: {err}"
@@ -86,9 +90,9 @@ def _explained(err: Exception) -> str:
     )
 
 
-def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
+def _cannot(given: Sequence[str], text: str, usage: str = "", explained_at: str = "") -> int:
     if "--json" in given:
-        click.echo(json.dumps({"error": text}))
+        click.echo(json.dumps({"error": text} | ({"help": explained_at} if explained_at else {})))
         return CANNOT
     lines = text.splitlines()
     if len(lines) > SCREEN:
@@ -97,6 +101,8 @@ def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
 
     shown = "\n".join(map(printable, lines))
     click.echo(f"{usage}\n\n{shown}" if usage else f"bridges: {shown}", err=True)
+    if explained_at:
+        click.echo(f"See {explained_at}", err=True)
     return CANNOT
 
 

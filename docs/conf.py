@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "guides",
+    "messages",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = False

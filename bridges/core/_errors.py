@@ -9,11 +9,30 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable
+
+HELP = "docs/errors.md"
 
 
 class BridgeError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose.
+
+    A traceback ends with a note that says where its kind is explained.
+
+    >>> MappingError("no").help
+    'docs/errors.md#mappingerror'
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*args)
+        self.add_note(f"What it means and how to mend it: {self.help}")
+
+    @property
+    def help(self) -> str:
+        """The page and section, in this project's documentation, that explain this error."""
+        public = next(cls for cls in type(self).__mro__ if re.fullmatch("[A-Z][A-Za-z]*Error", cls.__name__))
+        return f"{HELP}#{public.__name__.lower()}"
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument.
         return str(self.args[0]) if self.args else ""
