@@ -89,9 +89,11 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
         elif parting is None:
             text = f"every variable is placed, but the outputs are {proof.outputs:.0e} apart and the gradients"
             parting = Parting("", "", f"{text} {proof.gradients:.0e}, in parts of the largest")
+    lines = [str_parting(parting).replace("\n", " ")] if parting else [f"Verified: {proof}."] if proof else []
+    text = "".join(f"# {line}\n" for line in lines)
     mapping = InferredMapping(
         made.mapping.parts,
-        made.text,
+        text + made.text,
         made.evidence,
         made.unplaced,
         made.unused,

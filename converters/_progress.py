@@ -1,11 +1,11 @@
-"""Progress: how many bytes are done and how long the rest will take, on a terminal, for what takes longer than a second."""
+"""Progress: how much is done and how long the rest will take, on a terminal, for what takes longer than a second."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -48,7 +48,7 @@ class Progress:
     def _text(self) -> str:
         return f"{size(self.done)} of {size(self.total)}" if self.total else size(self.done)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -56,3 +56,17 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.__exit__(kind, error, trace)
+
+
+class Steps(Progress):
+    """The same for work that is counted in steps: which one it is at stands behind the bar."""
+
+    where = ""
+
+    def at(self, done: int, total: int, where: str) -> None:
+        """Says how many steps are done, of how many, and where the work is."""
+        self.total, self.where = total, where
+        self(max(done - self.done, 0))
+
+    def _text(self) -> str:
+        return f"{self.done} of {self.total}  {self.where[-40:]}"

@@ -148,7 +148,7 @@ def _whole(
         return None  # a module of which nothing was found would be placed by its looks alone
     if not agrees(plan, codes, origins, names):
         return None
-    pairs = [pair for row in plan.placements for pair in _copies(row[0], row[1], src, dst)]
+    pairs = [pair for row in plan.placements for pair in copies(row[0], row[1], src, dst)]
     return Shipped(tuple(pairs), frozenset(plan.src), frozenset(plan.dst))
 
 
@@ -156,7 +156,7 @@ def _owner(path: str) -> str:
     return path.partition("/")[2].rpartition("/")[0]
 
 
-def _copies(src: str, dst: str, *specs: Spec) -> list[tuple[str, str]]:
+def copies(src: str, dst: str, *specs: Spec) -> list[tuple[str, str]]:
     """Returns the pairs of copies of a module of one stack and a module of another, which a plan shows as one pair."""
     found = []
     for path, spec in zip((src, dst), specs, strict=True):
