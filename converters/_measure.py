@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges._infer._arrays import Inputs, is_real
+from bridges._infer._arrays import Inputs, cotangent, is_real
 from bridges._infer._graph import QUICK
 from bridges.core._flat import flatten
+from bridges.core._jaxpr import narrower
 from converters._side import Side
 
 ULPS = {"float64": 2.0**22, "float32": 16.0, "float16": 4.0, "bfloat16": 4.0}
@@ -52,18 +53,6 @@ class Outcome:
     variables: dict[str, Any] | None
     inputs: dict[str, Any]
     narrow: str = ""
-
-
-def cotangent(out: Any) -> Any:
-    """Returns the sum of all real outputs, each times a fixed random number: its gradient sees every output."""
-    rng = np.random.default_rng(7)
-    total: Any = 0.0
-    for leaf in jax.tree.leaves(out):
-        if is_real(leaf):
-            weights = rng.normal(size=leaf.shape)
-            real = jnp.real(leaf) if jnp.issubdtype(leaf.dtype, np.complexfloating) else leaf
-            total = total + jnp.sum(real * jnp.asarray(weights, real.dtype))
-    return total
 
 
 class Run:
@@ -119,20 +108,6 @@ def _floating(x: Any) -> bool:
 def _parted(flat: Flat) -> tuple[dict[str, Any], dict[str, Any]]:
     real = {path: x for path, x in flat.items() if is_real(x)}
     return real, {path: x for path, x in flat.items() if path not in real}
-
-
-def narrower(jaxpr: Any, itemsize: int) -> str:
-    """Returns a floating dtype below the item size in which something is computed; empty if there is none."""
-    for eqn in jaxpr.eqns:
-        for var in eqn.outvars:
-            if _floating(var.aval) and np.dtype(var.aval.dtype).itemsize < itemsize and var.aval.shape != ():
-                return str(var.aval.dtype)
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and (found := narrower(inner, itemsize)):
-                    return found
-    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from bridges.core._errors import BridgeError
 
@@ -109,3 +110,22 @@ def inner(eqn: Any) -> list[tuple[Any, slice, slice, slice, slice]]:
 
 def _open(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def narrower(jaxpr: Any, itemsize: int) -> str:
+    """Returns a floating dtype below the item size in which something is computed; empty if there is none."""
+    for eqn in jaxpr.eqns:
+        for var in eqn.outvars:
+            if _is_narrower(var.aval, itemsize):
+                return str(var.aval.dtype)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns") and (found := narrower(inner, itemsize)):
+                    return found
+    return ""
+
+
+def _is_narrower(aval: Any, itemsize: int) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < itemsize and aval.shape != ()
