@@ -17,12 +17,13 @@ from bridges._infer._decode import Joint, decode, groups, natural
 from bridges._infer._families import Family, grouped
 from bridges._infer._found import CONSTANT, Evidence, Found, Unplaced
 from bridges._infer._pieces import Undecodable
-from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped
+from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped, whole
 from bridges._infer._text import Line, write
 from bridges.core._errors import BridgeError
 from bridges.core._spec import Spec
 from bridges.mapping._generalise import generalise
 from bridges.mapping._mapping import Mapping as Rules
+from bridges.mapping._template import Template
 
 _LARGEST = 256  # numbers that a constant may be written out with
 _TIED = "{} is one entry at one end and several at the other, where they train apart from then on"
@@ -63,11 +64,15 @@ def written(
       head: Lines that its text begins with.
     """
     work = _Work(found, src, dst, set(read), set(fixed))
-    for lines in [work.shipped, Shipped()] if work.shipped.pairs else [Shipped()]:
-        made = work.write(lines, head)
-        if made is not None:
+    tried = [whole(src, dst, work.origins, work.names)] if not work.unplaced else []
+    for lines in tried:
+        if lines.pairs and not isinstance(made := work.write(lines, head), str):
             return made
-    raise AssertionError("rules that were decoded one by one join what they were decoded from")
+    lines = shipped(src, dst, work.joints, work.origins, work.names)
+    while not isinstance(made := work.write(lines, head), Written):
+        fewer = lines.without(made)
+        lines = fewer if len(fewer.pairs) < len(lines.pairs) else Shipped((), lines.notes)
+    return made
 
 
 class _Work:
@@ -79,7 +84,6 @@ class _Work:
         self.fills: dict[str, Any] = {}
         self._constants()
         self.joints = self._joints()
-        self.shipped = shipped(src, dst, self.joints, self.origins, self.names)
 
     def _constants(self) -> None:
         """Takes the leaves that are constants in the source out of the origins."""
@@ -121,58 +125,64 @@ class _Work:
             targets = sorted(targets, key=lambda path: int(self.origins[path].element.min()))
         return sources, targets
 
-    def write(self, lines: Shipped, head: Sequence[str]) -> Written | None:
-        """Returns the mapping with these lines; None if it does not join what was found."""
+    def write(self, lines: Shipped, head: Sequence[str]) -> Written | str:
+        """Returns the mapping with these lines; an error's text if it does not join what was found."""
         covered = lines.sources, lines.targets
         unplaced = [leaf for leaf in self.unplaced if leaf.path not in covered[1]]
         spare = [p for p in self.found.unused if p not in covered[0]]
         unused = [p for p in spare if p in self.read and p not in self.fixed]
         dropped = {p: _CONSTANT if p in self.read else _UNREAD for p in spare if p not in unused}
         if lines.pairs and (unplaced or unused):
-            return None  # conventions would go on to place what is open by its looks
+            return "conventions would go on to place what is open by its looks"
         rest = [j for j in self.joints if not covered[1].issuperset(j.targets)]
         if any(not covered[1].isdisjoint(j.targets) or not covered[0].isdisjoint(j.sources) for j in rest):
-            return None
+            return "entries of one group are covered in part"
         others = (set(self.src.entries), set(self.dst.entries))
         families = grouped(rest, others)
-        pairs = list(lines.pairs)
+        pairs = [pair[:2] for pair in lines.pairs]
         placed = {path for path, _ in pairs}
-        modules = generalise(pairs, [path for path in self.src.layers if path not in placed])
+        others_of = [path for path in self.src.layers if path not in placed]
+        there = {*self.dst.layers, *(path for _, path in pairs)}
         rows = [
             Line(self._rule(family), self._evidence(t for j in family.joints for t in j.targets)) for family in families
         ]
-        text = write(
-            head,
-            extends=(self.src.framework, self.dst.framework) if pairs else None,
-            modules=[(line, self._evidence(self._under(line, pairs))) for line in modules],
-            rules=rows,
-            drop=[{"src": path, "reason": reason} for path, reason in dropped.items()],
-            fill={path: value for path, value in self.fills.items() if path not in covered[1]},
-            cast=self._casts(rest),
-            open=[*unplaced, *unused],
-        )
-        mapping = Rules.loads(text)
+        problem = ""
+        for modules in (generalise(pairs, others_of, there), generalise(pairs, others_of)):  # a few lines, else more
+            text = write(
+                head,
+                extends=(self.src.framework, self.dst.framework) if pairs else None,
+                modules=[(line, self._evidence(self._under(line, pairs))) for line in modules],
+                rules=rows,
+                drop=[{"src": path, "reason": reason} for path, reason in dropped.items()],
+                fill={path: value for path, value in self.fills.items() if path not in covered[1]},
+                cast=self._casts(rest),
+                open=[*unplaced, *unused],
+            )
+            mapping = Rules.loads(text)
+            problem = self._problem(mapping, lines, unplaced, unused)
+            if not problem:
+                break
+        else:
+            assert lines.pairs, f"rules that were decoded one by one join what they were decoded from: {problem}"
+            return problem
         evidence = {path: origin.evidence for path, origin in self.origins.items()}
-        if not self._joins(mapping, lines, unplaced, unused):
-            return None
         for path in covered[1]:
             if path in self.dst.entries and path not in evidence:
                 evidence[path] = Evidence("convention", text="the other entries of its layer are placed")
-        return Written(
-            text, mapping, evidence, tuple(unplaced), tuple(unused), tuple(dropped), lines.notes or self.shipped.notes
-        )
+        return Written(text, mapping, evidence, tuple(unplaced), tuple(unused), tuple(dropped), lines.notes)
 
-    def _joins(self, mapping: Rules, lines: Shipped, unplaced: Sequence[Unplaced], unused: Sequence[str]) -> bool:
+    def _problem(self, mapping: Rules, lines: Shipped, unplaced: Sequence[Unplaced], unused: Sequence[str]) -> str:
+        """Returns why the mapping does not join what was found; empty if it does."""
         known = {*self.origins, *lines.targets} - {leaf.path for leaf in unplaced}
         src = part_of(self.src, [p for p in self.src.entries if p not in unused])
         dst = part_of(self.dst, [p for p in self.dst.entries if p in known])
         ends = dataclasses.replace(src, uses=self.src.uses), dataclasses.replace(dst, uses=self.dst.uses)
         try:
             plan = mapping.plan(*ends)
-        except BridgeError:
-            return False
+        except BridgeError as err:
+            return str(err)
         wanted = {path: origin for path, origin in self.origins.items() if path in plan.dst}
-        return agrees(plan, numbers(self.src, self.names), wanted, self.names)
+        return "" if agrees(plan, numbers(self.src, self.names), wanted, self.names) else "other elements"
 
     def _rule(self, family: Family) -> dict[str, Any]:
         src, dst = ([*end] if len(end) > 1 else end[0] for end in (family.src, family.dst))
@@ -192,10 +202,10 @@ class _Work:
 
     def _under(self, line: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> list[str]:
         """Returns the target's entries that a line places."""
-        from bridges.mapping._template import Template
-
-        template = Template(line[0])
-        modules = {there for here, there in pairs if template.match(here) is not None}
+        src, dst = map(Template, line)
+        modules = {
+            there for here, there in pairs if (values := src.match(here)) is not None and dst.format(values) == there
+        }
         bare = {m.partition("/[")[0] for m in modules}
         return [p for p in self.origins if any(_below(p, m) for m in bare)]
 

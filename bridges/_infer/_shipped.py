@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,21 +24,34 @@ from bridges.mapping._conventions import conventions, frameworks
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 
+_QUOTED = re.compile(r"'([^']*)'")
+_DIFFERS = re.compile(r" has \w+ ?=| has \w+ .* has | pass \w+=")
+
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
     """What conventions say of two models.
 
     Attributes:
-      pairs: Modules, source and target.
-      sources, targets: The entries that they cover.
-      notes: Why other layers are not among the pairs, where a convention knows them.
+      pairs: Modules, source and target, each with the entries of both ends that it covers.
+      notes: In which hyperparameters layers differ, although they compute the same here.
     """
 
-    pairs: tuple[tuple[str, str], ...] = ()
-    sources: frozenset[str] = frozenset()
-    targets: frozenset[str] = frozenset()
+    pairs: tuple[tuple[str, str, frozenset[str], frozenset[str]], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> frozenset[str]:
+        return frozenset[str]().union(*(pair[2] for pair in self.pairs))
+
+    @property
+    def targets(self) -> frozenset[str]:
+        return frozenset[str]().union(*(pair[3] for pair in self.pairs))
+
+    def without(self, text: str) -> Shipped:
+        """Returns the pairs that an error's text does not speak of."""
+        named = set(_QUOTED.findall(text))
+        return Shipped(tuple(p for p in self.pairs if named.isdisjoint({*p[:2], *p[2], *p[3]})), self.notes)
 
 
 def numbers(spec: Spec, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -89,8 +103,6 @@ def shipped(
         return Shipped()
     rules = conventions(src.framework, dst.framework)
     codes = numbers(src, names)
-    if (whole := _whole(rules, src, dst, codes, origins, names)) is not None:
-        return whole
     rows = [row for part in rules.parts for row in part.layers if not row.refuse]
     types = {t for row in rows for t in row.src}, {t for row in rows for t in row.dst}
     targets: dict[str, set[str]] = {}
@@ -98,7 +110,7 @@ def shipped(
         for path in joint.sources:
             targets.setdefault(path, set()).update(joint.targets)
     inside = _Inside(src), _Inside(dst)
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str, frozenset[str], frozenset[str]]] = []
     covered: tuple[set[str], set[str]] = set(), set()
     notes: list[str] = []
     for module in sorted(src.layers, key=lambda m: m.count("/") if m else -1):
@@ -117,39 +129,35 @@ def shipped(
                 part_of(src, mine, module), part_of(dst, theirs, there)
             )
         except MappingError as err:
-            notes += [line for line in str(err).splitlines() if " has " in line]
+            notes += [line.strip(" -") for line in str(err).splitlines() if _DIFFERS.search(line)]
             continue
         except BridgeError:
             continue
         if agrees(plan, codes, {p: origins[p] for p in theirs if p in origins}, names):
-            pairs.append((module, there))
+            pairs.append((module, there, frozenset(mine), frozenset(theirs)))
             covered[0].update(mine)
             covered[1].update(theirs)
-    return Shipped(tuple(pairs), frozenset(covered[0]), frozenset(covered[1]), tuple(dict.fromkeys(notes)))
+    return Shipped(tuple(pairs), tuple(dict.fromkeys(notes)))
 
 
-def _whole(
-    rules: Rules,
-    src: Spec,
-    dst: Spec,
-    codes: Mapping[str, np.ndarray],
-    origins: Mapping[str, Origin],
-    names: Sequence[str],
-) -> Shipped | None:
-    """Returns all pairs, if the conventions place every module by themselves as it was found, stacks included."""
+def whole(src: Spec, dst: Spec, origins: Mapping[str, Origin], names: Sequence[str]) -> Shipped:
+    """Returns all pairs, if the conventions place every module by themselves as it was found, stacks included; else none."""
+    if not {src.framework, dst.framework} <= set(frameworks()) or not src.layers or not dst.layers:
+        return Shipped()
     try:
-        plan = rules.plan(src, dst)
+        plan = conventions(src.framework, dst.framework).plan(src, dst)
     except BridgeError:
-        return None
+        return Shipped()
     known = {_owner(path) for path in origins}
     grounded = {md for _, md, _ in plan.placements if any(under(owner, md) for owner in known)}
     free = {_owner(path) for path in plan.dst if path not in origins}
     if any(not any(under(owner, md) for md in grounded) for owner in free):
-        return None  # a module of which nothing was found would be placed by its looks alone
-    if not agrees(plan, codes, origins, names):
-        return None
+        return Shipped()  # a module of which nothing was found would be placed by its looks alone
+    if not agrees(plan, numbers(src, names), origins, names):
+        return Shipped()
+    everything = frozenset(plan.src), frozenset(plan.dst)
     pairs = [pair for row in plan.placements for pair in copies(row[0], row[1], src, dst)]
-    return Shipped(tuple(pairs), frozenset(plan.src), frozenset(plan.dst))
+    return Shipped(tuple((*pair, *everything) for pair in pairs))
 
 
 def _owner(path: str) -> str:

@@ -20,12 +20,16 @@ Shape = tuple[str, ...]  # a path with its numbers taken out
 _Member = tuple[int, tuple[list[Slot], list[Slot]]]  # which pair, and its numbers at both ends
 
 
-def generalise(pairs: Sequence[tuple[str, str]], others: Iterable[str] = ()) -> list[tuple[str, str]]:
+def generalise(
+    pairs: Sequence[tuple[str, str]], others: Iterable[str] = (), targets: Iterable[str] | None = None
+) -> list[tuple[str, str]]:
     """Returns lines of template texts `(source, target)`.
 
     Args:
       pairs: Paths of the source and the target; each path of the source once.
       others: Paths of the source that must not be matched.
+      targets: All paths of the target. If given, a line may match a path that another line pairs, where what it would pair
+        that one with is none of them: such a line is not meant there (`linear_{i:int}`, and `linear_11` is `out`).
 
     >>> generalise([('mlp/~/linear_0', 'Dense_0'), ('mlp/~/linear_1', 'Dense_1'), ('head', 'out')])
     [('mlp/~/linear_{i:int}', 'Dense_{i:int}'), ('head', 'out')]
@@ -38,10 +42,11 @@ def generalise(pairs: Sequence[tuple[str, str]], others: Iterable[str] = ()) -> 
         (a, x), (b, y) = (taken(path, family) for path, family in zip(pair, known, strict=True))
         groups[a, b].append((n, (x, y)))
     lines: list[tuple[int, str, str]] = []
+    there = None if targets is None else set(targets)
     for shapes, members in groups.items():
         found = _line(shapes, members) if len(members) > 1 else None
         here = [pairs[n] for n, _ in members]
-        if found and _says(found, here, [p for p, _ in pairs if p not in dict(here)], others):
+        if found and _says(found, here, [p for p, _ in pairs if p not in dict(here)], others, there):
             lines.append((members[0][0], *found))
         else:
             lines += [(n, literal(pairs[n][0]), literal(pairs[n][1])) for n, _ in members]
@@ -129,14 +134,21 @@ def _line(shapes: tuple[Shape, Shape], members: list[_Member]) -> tuple[str, str
 
 
 def _says(
-    line: tuple[str, str], pairs: Sequence[tuple[str, str]], elsewhere: Iterable[str], others: Iterable[str]
+    line: tuple[str, str],
+    pairs: Sequence[tuple[str, str]],
+    elsewhere: Iterable[str],
+    others: Iterable[str],
+    targets: set[str] | None,
 ) -> bool:
     """Whether the line pairs these as given, and matches nothing else."""
     try:
         src, dst = map(Template, line)
         index: Index[None] = Index()
         index.add(src, None)
-        if any(index.match(path) for path in (*elsewhere, *others)):
+        if any(index.match(path) for path in others):
+            return False
+        matched = [values for path in elsewhere for _, values in index.match(path)]
+        if any(targets is None or dst.format(values) in targets for values in matched):
             return False
         return all((values := src.match(a)) is not None and dst.format(values) == b for a, b in pairs)
     except MappingError:

@@ -56,3 +56,11 @@ def test_lines_say_what_the_pairs_say(pairs):
     found = [tuple(map(Template, line)) for line in generalise(given)]
     for path, wanted in given:
         assert [dst.format(values) for src, dst in found if (values := src.match(path)) is not None] == [wanted]
+
+
+def test_a_line_may_reach_beyond_the_end_of_its_targets():
+    pairs = [*((f"linear_{n}", f"fcs/{n}") for n in range(3)), ("linear_3", "out")]
+    wanted = [("linear_{i:int}", "fcs/{i:int}"), ("linear_3", "out")]
+    assert generalise(pairs, (), ["fcs/0", "fcs/1", "fcs/2", "out"]) == wanted
+    assert len(generalise(pairs)) == 4
+    assert len(generalise(pairs, (), ["fcs/0", "fcs/1", "fcs/2", "fcs/3", "out"])) == 4
