@@ -415,8 +415,19 @@ def flag(name: str, default: Any = None) -> Any:
 
 @contextlib.contextmanager
 def flags(**values: Any) -> Iterator[None]:
-    """Sets flags for a `with` block, inherited by everything that is called inside it."""
-    running = context()
+    """Sets flags for a `with` block, inherited by everything that is called inside it, wrapped layers too.
+
+    Raises:
+      ContextError: No stateful function is running.
+    """
+    frame = current_frame()
+    if frame is None or frame.context is None:
+        given = ", ".join(f"{name!r}: {value!r}" for name, value in values.items())
+        raise ContextError(
+            "bridges.flags sets flags inside of a stateful function, and none is running. Give them to the call from"
+            f" outside: bridges.pure(fn)(state, *args, flags={{{given}}}), and to jit, init and apply likewise."
+        )
+    running = frame.context
     before = running.flags
     running.flags = {**before, **values}
     try:

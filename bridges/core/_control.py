@@ -177,7 +177,7 @@ def scan(
     reverse: bool = False,
     unroll: int | bool = 1,
     *,
-    state_axes: Mapping[Any, int] | None = None,
+    state_axes: Mapping[Any, int | None] | None = None,
 ) -> tuple[Any, Any]:
     """Returns `(carry, ys)` of `carry, y = fn(carry, x)` over the leading axis of `xs`, as `jax.lax.scan`.
 
@@ -191,9 +191,10 @@ def scan(
       length: The number of steps, where `xs` is None.
       reverse: Whether to run from the last to the first.
       unroll: As in `jax.lax.scan`.
-      state_axes: Module, path or prefix -> axis. Every step has its own entries there, stacked along the axis: layers of one
-        sort, `scan(lambda x, _: (layer(x), None), x, length=12, state_axes={layer: 0})`. They are created with distinct
-        keys; what a step writes to them, and what an `Intermediate` there records, is stacked likewise.
+      state_axes: Module, path or prefix -> axis (None: shared, within a prefix that is not). Every step has its own entries
+        there, stacked along the axis: layers of one sort, `scan(lambda x, _: (layer(x), None), x, length=12,
+        state_axes={layer: 0})`. They are created with distinct keys; what a step writes to them, and what an `Intermediate`
+        there records, is stacked likewise.
 
     Raises:
       EntryShapeError: A stacked entry has no axis of that length.

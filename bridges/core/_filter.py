@@ -125,6 +125,11 @@ arrays = _IsArray()
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
+def is_filter(given: Any) -> bool:
+    """Whether this can be nothing but a filter: a kind, or one of those defined here."""
+    return isinstance(given, (_Own, Variable)) or (isinstance(given, type) and issubclass(given, Variable))
+
+
 def predicates(filters: Sequence[Filter]) -> list[Matches]:
     """Returns the filters as functions of path, value and kind.
 

@@ -25,11 +25,11 @@ class Stack:
 
     Args:
       outer: The context.
-      axes: Module, path, prefix, or several of these -> axis; the longest that fits decides.
+      axes: Module, path, prefix, or several of these -> axis, None for shared; the longest that fits decides.
       count: The number of members.
     """
 
-    def __init__(self, outer: Context, axes: Mapping[Any, int], count: int):
+    def __init__(self, outer: Context, axes: Mapping[Any, int | None], count: int):
         self.outer, self.count = outer, count
         self.axes = {only if isinstance(only, str) else only.path: axis for t, axis in axes.items() for only in each(t)}
 

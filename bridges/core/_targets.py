@@ -1,4 +1,4 @@
-"""What a gradient or an optimizer acts on: modules, paths, prefixes, mappings and lists of them -> entry paths."""
+"""What a gradient or an optimizer acts on: modules, paths, prefixes, filters, mappings and lists of them -> entry paths."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from bridges.core._context import Context
 from bridges.core._errors import EntryShapeError, MissingEntryError, describe, hint
+from bridges.core._filter import is_filter, predicate
 from bridges.core._flat import SEPARATOR
 from bridges.core._kind import Param, Variable, kind_type
 from bridges.core._module import Module
 from bridges.core._state import State
 
-Targets = Any  # Module | str | Mapping[str, Any] | Iterable[Targets]
+Targets = Any  # Module | str | kind | Not | All | PathMatches | PathContains | Mapping[str, Any] | Iterable[Targets]
 
 
 def resolve(ctx: Context, targets: Targets) -> State:
@@ -24,14 +25,14 @@ def resolve(ctx: Context, targets: Targets) -> State:
     Args:
       ctx: The running context.
       targets: An exact path names its entry. A module, or a path with entries below it, names the `Param` entries there.
-        A mapping (what `getm` gives) names its keys. Iterables of these name all of it. A function of the context gives
-        the entries itself.
+        A kind, or a filter such as `All`, names the floating entries that match. A mapping (what `getm` gives) names its
+        keys. Iterables of these name all of it. A function of the context gives the entries itself.
 
     Raises:
       MissingEntryError: A target names nothing.
       EntryShapeError: An exact path names an entry that has no gradient (an integer, a key).
     """
-    if callable(targets) and not isinstance(targets, Module):
+    if callable(targets) and not isinstance(targets, Module) and not is_filter(targets):
         return targets(ctx)
     exact, below = _named(ctx, targets)
     for path in exact:
@@ -57,6 +58,9 @@ def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
         if isinstance(target, str) and target in ctx:
             exact.append(target)
             continue
+        if is_filter(target):
+            exact += _matching(ctx, target)
+            continue
         prefix = target.path if isinstance(target, Module) else target
         names = [f"{prefix}{SEPARATOR}{name}" for name in ctx.under(prefix)]
         params = [path for path in names if _is_declared_param(ctx, path)]
@@ -69,6 +73,18 @@ def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
             )
         below += params
     return exact, below
+
+
+def _matching(ctx: Context, target: Any) -> list[str]:
+    matches = predicate(target)
+    found = [path for path, value in ctx.items() if matches(path, value, ctx.kind(path) or Variable)]
+    floating = [path for path in found if _has_gradient(ctx.read(path))]
+    if not floating:
+        raise MissingEntryError(
+            f"The filter {target!r} was named to differentiate or update, and matches {len(found)} of {len(ctx)} entries,"
+            " none of them floating. The state has them once the model was called or initialised."
+        )
+    return floating
 
 
 def _entries(ctx: Context, paths: list[str]) -> State:
@@ -87,14 +103,15 @@ def kept(targets: Targets) -> Targets:
 
 
 def each(targets: Targets) -> Iterable[Any]:
-    if isinstance(targets, (str, Module)):
+    if isinstance(targets, (str, Module)) or is_filter(targets):
         yield targets
     elif isinstance(targets, (Mapping, Iterable)):
         for target in targets:
             yield from each(target)
     else:
         raise MissingEntryError(
-            f"{targets!r} names no state entries. Name modules, paths, prefixes, or lists of these; or argument numbers."
+            f"{targets!r} names no state entries. Name modules, paths, prefixes, kinds, or lists of these; or argument"
+            " numbers."
         )
 
 

@@ -140,8 +140,9 @@ def grad(fn: Callable[..., Any], targets: Targets, has_aux: bool = False) -> Cal
 
     Args:
       fn: A stateful function that returns a scalar loss (`(loss, aux)` with `has_aux`).
-      targets: Modules, paths, prefixes, a mapping such as `getm` gives, or a list of these: the entries to differentiate
-        with respect to. A module or prefix stands for its `Param` entries. Or an argument number, or several.
+      targets: Modules, paths, prefixes, kinds, a mapping such as `getm` gives, or a list of these: the entries to
+        differentiate with respect to. A module or prefix stands for its `Param` entries, a kind (or a filter, such as
+        `All(net, Lora)`) for the floating entries of the state that match. Or an argument number, or several.
       has_aux: Whether `fn` returns auxiliary output; the result is then `(loss, params, grads, aux)`.
 
     Returns:

@@ -23,7 +23,7 @@ def vmap(
     *,
     axis_name: Any = None,
     axis_size: int | None = None,
-    state_axes: Mapping[Any, int] | None = None,
+    state_axes: Mapping[Any, int | None] | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` over a batch of arguments, as `jax.vmap`, with its state shared or stacked.
 
@@ -36,9 +36,10 @@ def vmap(
       out_axes: As in `jax.vmap`.
       axis_name: A name for the axis, for collectives inside `fn`.
       axis_size: The number of members, where no argument is mapped.
-      state_axes: Module, path or prefix -> axis. Entries there have a value for every member, stacked along the axis,
-        and are created with distinct keys (an ensemble). All others are shared: created once, and written only with a
-        value that is the same for every member. What an `Intermediate` records is stacked along axis 0.
+      state_axes: Module, path or prefix -> axis (None: shared, within a prefix that is not). Entries there have a value
+        for every member, stacked along the axis, and are created with distinct keys (an ensemble). All others are shared:
+        created once, and written only with a value that is the same for every member. What an `Intermediate` records is
+        stacked along axis 0.
 
     Raises:
       EntryShapeError: A shared entry is written with a value that differs between the members, or a stacked one has no

@@ -225,3 +225,42 @@ def test_what_the_loss_does_not_read_is_no_target_over_a_plain_dictionary():
     state = br.init(net.both)({}, 2.0)
     _, (_, params, _) = br.pure(net.step)(dict(state), 2.0)
     assert list(params) == ["net/w"]
+
+
+class Lora(br.Param):
+    pass
+
+
+class Adapted(br.Module):
+    def __call__(self, x):
+        self.put("n", self.get("n", jnp.zeros, (), jnp.int32) + 1)
+        mean = self.get("mean", jnp.ones, (), kind=br.BatchStat)
+        return (x * self.get("w", jnp.ones, ()) * self.get("lora", jnp.ones, (), kind=Lora) * mean).sum()
+
+
+@pytest.mark.parametrize(
+    "targets, paths",
+    [
+        (br.Param, ["adapted/lora", "adapted/w"]),
+        (Lora, ["adapted/lora"]),
+        (br.Variable, ["adapted/lora", "adapted/mean", "adapted/w"]),  # what is floating
+        (br.All(br.Param, br.Not(Lora)), ["adapted/w"]),
+        (br.PathContains("mean"), ["adapted/mean"]),
+        ([Lora, "adapted/mean"], ["adapted/lora", "adapted/mean"]),
+    ],
+    ids=repr,
+)
+def test_with_respect_to_kinds_and_filters(targets, paths):
+    net, x = Adapted(), jnp.arange(3.0)
+    fn = lambda x: br.grad(net, targets)(x)  # noqa: E731
+    state = br.init(fn)({}, x)  # what does not exist yet is made first
+    for given in (state, dict(state)):
+        new, (_, params, grads) = br.pure(fn)(given, x)
+        assert list(grads) == list(params) == paths and all(g == 3 for g in grads.values())
+    assert new["adapted/n"] == 1
+
+
+def test_a_filter_that_matches_nothing_floating():
+    state = {f"adapted/{name}": jnp.ones(()) for name in ("w", "lora", "mean")} | {"adapted/n": 0}
+    with pytest.raises(br.MissingEntryError, match=r"matches 0 of 4 entries"):
+        br.pure(lambda: br.grad(Adapted(), br.Cache)(1.0))(state)

@@ -246,3 +246,8 @@ def test_kinds_are_kept_through_a_step_and_declared_on_loaded_entries():
     assert new.kinds == state.kinds == {"two/n": Calls, "two/m": br.Param(axes=("x",))}
     loaded, _ = jax.jit(br.pure(Two()))({path: np.asarray(value) for path, value in state.items()})
     assert loaded.kinds == state.kinds
+
+
+def test_flags_from_outside_are_given_to_the_call():
+    with pytest.raises(br.ContextError, match=r"flags=\{'train': True\}"), br.flags(train=True):
+        pass

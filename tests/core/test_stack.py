@@ -170,13 +170,21 @@ def test_the_lengths_must_agree(count):
         br.pure(Deep(layers=count))(state, X)
 
 
-def test_what_a_shared_entry_of_a_layer_costs_is_said():
-    """An entry that is not named is one for all steps: it is carried."""
+@pytest.mark.parametrize("axes", [{"layer/w": 0}, {"layer": 0, "layer/b": None, "layer/mean": None}])
+def test_an_entry_of_a_layer_may_be_shared(axes):
+    """It is one for all steps, and carried from step to step."""
     layer = Layer(name="layer")
-    axes = {"layer/w": 0}
     fn = lambda x: br.scan(lambda x, _: (layer(x), None), x, length=3, state_axes=axes)[0]  # noqa: E731
     state = br.init(fn)({}, X, seed=0)
     assert state["layer/w"].shape == (3, 4, 4) and state["layer/b"].shape == state["layer/mean"].shape == (4,)
+    new, out = br.pure(fn)(state, X)
+    total = jnp.zeros(4)
+    want = X
+    for w in state["layer/w"]:
+        want = jnp.tanh(want @ w)
+        total += want.mean(0)
+    np.testing.assert_allclose(out, want, rtol=1e-5)
+    np.testing.assert_allclose(new["layer/mean"], total, rtol=1e-4)
 
 
 class Member(br.Module):
