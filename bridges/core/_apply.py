@@ -21,8 +21,8 @@ def apply(
 ) -> Applied:
     """Returns `fn` over the merged states: `out, state = apply(fn, params, rest)(*args, **kwargs)`.
 
-    It may stand anywhere: outside, inside any JAX transformation, and inside of another stateful function, whose own state
-    it does not touch (`jax.lax.scan` over the parameters of equal layers).
+    It may stand anywhere: outside, inside any JAX transformation, and inside of another stateful function (`jax.lax.scan`
+    over the parameters of equal layers), whose state it does not touch and whose flags and seed it does not take.
 
     Args:
       fn: A module, a bound method, any stateful function, or what `pure` gave. Of a module, any method or submodule is

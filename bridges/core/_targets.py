@@ -77,7 +77,8 @@ def _named(ctx: Context, targets: Targets) -> tuple[list[str], list[str]]:
 
 def _matching(ctx: Context, target: Any) -> list[str]:
     matches = predicate(target)
-    found = [path for path, value in ctx.items() if matches(path, value, ctx.kind(path) or Variable)]
+    # As for a module: what no code has declared (a moment in a plain dictionary) is of no kind in particular.
+    found = [path for path, value in ctx.items() if matches(path, value, ctx.declared(path) or Variable)]
     floating = [path for path in found if _has_gradient(ctx.read(path))]
     if not floating:
         raise MissingEntryError(

@@ -144,3 +144,34 @@ def test_filters_are_equal_where_their_arguments_are():
 def test_pop_wants_to_be_told_what():
     with pytest.raises(br.FilterError, match="Nothing was named"):
         STATE.copy().pop()
+
+
+class Own(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Linear(2, 3, rngs=rngs)
+        self.b = nnx.Dict(a=nnx.BatchNorm(3, rngs=rngs), c=nnx.Dropout(0.5, rngs=rngs))
+        self.ab = nnx.Cache(jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        (nnx.Param, br.Param),
+        (nnx.RngState, br.RngState),
+        (nnx.Variable, br.Variable),
+        ((nnx.BatchStat, nnx.Cache), (br.BatchStat, br.Cache)),
+        (nnx.Not(nnx.Param), br.Not(br.Param)),
+        (nnx.PathContains("a"), br.PathContains("a")),
+        (nnx.All(nnx.Param, nnx.PathContains("a")), br.All(br.Param, br.PathContains("a"))),
+        (nnx.Any(nnx.Cache, nnx.PathContains("c")), (br.Cache, br.PathContains("c"))),
+        (lambda path, value: path[-1] == "bias", lambda path, value: path.endswith("/bias")),
+        (..., ...),
+        (None, None),
+    ],
+    ids=repr,
+)
+def test_filters_of_flax_have_counterparts_that_match_the_same(theirs, ours):
+    model = Own(nnx.Rngs(0))
+    wanted = {"/".join(map(str, path)) for path in nnx.to_flat_state(nnx.state(model, theirs)).paths}
+    found = {path.split("/", 1)[1] for path in br.nnx_adapter.flatten(model).filter(ours)}
+    assert found == wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
+import haiku as hk
 import jax
 import numpy as np
 import pytest
@@ -48,3 +50,29 @@ def test_an_argument_that_is_open_by_default_is_left_to_the_attributes():
     for fn in (net.scaled, lambda x: net(x, method="scaled"), lambda x: net(x, method=Block.scaled)):
         np.testing.assert_allclose(br.pure(fn, flags={"train": True})(state, X)[1], 6 * X, rtol=1e-6)
         np.testing.assert_allclose(br.pure(fn)(state, X)[1], 3 * X, rtol=1e-6)
+
+
+class Mixed(br.Module):
+    """Layers that hear of training from nobody but the flags."""
+
+    def __init__(self):
+        self.linen = br.FlaxModule(nn.Sequential, [nn.Dense(4), nn.Dropout(0.5), nn.BatchNorm()])
+        self.haiku = br.HaikuModule(hk.BatchNorm, True, True, 0.9)
+        self.nnx = br.NNXModule(nnx.BatchNorm, 4)
+
+    def __call__(self, x):
+        return self.nnx(self.haiku(self.linen(x)))
+
+
+def test_train_and_eval_of_to_nnx_reach_the_layers_inside_of_a_core_module():
+    model = br.ToNNX(Mixed(), rngs=nnx.Rngs(0))
+    model.train()
+    model.lazy_init(X)
+    for train in (True, False):
+        model.train() if train else model.eval()
+        before = jax.tree.map(lambda x: x, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        outs = [model(X) for _ in range(2)]
+        after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        moved = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
+        assert bool((outs[0] != outs[1]).any()) is train
+        assert all(moved) if train else not any(moved)

@@ -46,6 +46,8 @@ class Fit(br.Module):
             return self.opt(self.net, self.loss, x, y)
         if self.targets == "modules":
             return self.opt([self.net], self.loss, x, y)
+        if self.targets == "kind":
+            return self.opt(br.Param, self.loss, x, y)
         if self.targets == "paths":
             return self.opt([f"{self.path}/net/w", f"{self.path}/net/b"], self.loss, x, y)
         self.net(x)
@@ -155,7 +157,7 @@ def test_peers_optimizer_wrapper_works_for_every_optimizer(name):
     assert set(moved) - {"fit/net/mean", "fit/net/calls"}, "neither the params nor the optimizer's state moved"
 
 
-@pytest.mark.parametrize("targets", ["module", "modules", "paths", "getm"])
+@pytest.mark.parametrize("targets", ["module", "modules", "paths", "getm", "kind"])
 def test_targets_may_be_modules_paths_or_a_getm_result(targets):
     fit = Fit(br.OptaxModule(optax.adam, 1e-2), targets)
     state = br.init(fit.train)({}, X, Y, seed=0)
@@ -251,11 +253,11 @@ class Whole(Fit):
 
     def train(self, x, y):
         self.net(x)
-        targets = {"module": self, "getm": self.getm(".*"), "paths": [*self.getm(".*")]}[self.targets]
+        targets = {"module": self, "getm": self.getm(".*"), "paths": [*self.getm(".*")], "kind": br.Param}[self.targets]
         return self.opt(targets, self.loss, x, y)
 
 
-@pytest.mark.parametrize("targets", ["module", "getm", "paths"])
+@pytest.mark.parametrize("targets", ["module", "getm", "paths", "kind"])
 def test_its_own_state_is_not_stepped_over_a_plain_dict(targets):
     fit = Whole(br.OptaxModule(optax.adamw, 1e-2), targets)
     begin = br.init(fit.train)({}, X, Y, seed=0)
