@@ -44,7 +44,7 @@ def moved(wrapper, flags, *args, **kwargs):
     state = br.init(wrapper)(
         {}, X, **({"is_training": True} if kwargs or args or not flags else {}), seed=0, flags=TRAIN
     )
-    new, _ = jax.jit(br.pure(fn, flags=flags))(state, seed=1)
+    new, _ = br.pure(fn, flags=flags)(state, seed=1)
     return any((value != state[path]).any() for path, value in new.items())
 
 
