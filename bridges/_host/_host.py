@@ -69,6 +69,7 @@ class Host:
             self.module: Any = self._make()
         self.known: dict[str, jax.ShapeDtypeStruct] = {}
         self.fitting: set[Any] = set()  # Entries that were found to be what a call of a core part needs.
+        self.recorded: frozenset[Any] = frozenset()  # Where calls have recorded what is not kept from call to call.
         self._hash: int | None = None
 
     def _make(self) -> Module:

@@ -7,24 +7,20 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import errors as flax_errors
-from flax.linen import module as linen_module
-
 from bridges._host._fit import abstract_entries, check_fit
-from bridges._host._host import Host
 from bridges._host._training import told
+from bridges._linen._call import Call
+from bridges._linen._module_stack import apart, captured_once
+from bridges._linen._passed_keys import PassedKeys
 from bridges._linen._placed import Held, Place, at, known_kind, nested, placed, recorded, shown
-from bridges._linen._scope_keys import ScopeStreams, StreamError, stream_of
+from bridges._linen._scope_errors import ImmutableError, StreamError, stream_of
+from bridges._linen._scope_keys import ScopeStreams
 from bridges.core._context import Context
 from bridges.core._errors import (
     BridgeError,
     ContextError,
     CreateError,
     MissingEntryError,
-    PermissionsError,
     SeedError,
     StructureError,
     listing,
@@ -32,22 +28,6 @@ from bridges.core._errors import (
 from bridges.core._frame import Frame, enter
 from bridges.core._kind import Kind, RngState, is_transient, kind_type
 from bridges.core._state import State
-
-
-class ImmutableError(PermissionsError, flax_errors.ModifyScopeVariableError):
-    """A part modifies a collection that is not mutable; what Linen raises, in our words."""
-
-    def __init__(self, frozen: Mapping[str, list[str]], where: str):
-        # Linen's own words are those that adapters look for (bridges._linen._observe.modified_collection).
-        collection = next(iter(frozen))
-        paths = [path for paths in frozen.values() for path in paths]
-        text = (
-            f'Cannot update the variables of {where} because collection "{collection}" is immutable:\n'
-            + listing(map(repr, paths))
-            + f"\nPass mutable={sorted(frozen)} to apply, and take the new values from its second result; or call the part"
-            " so that it modifies nothing (train=False, deterministic=True)."
-        )
-        Exception.__init__(self, text)
 
 
 class _NNXContext(Context):
@@ -93,11 +73,11 @@ class Run:
         host = self.host
         kwargs, flags = told(host, method, args, kwargs)
         if host.framework == "flax.linen":
-            kwargs["mutable"] = self.scope.mutable  # It decides by itself what to do with it.
+            return self._handed_through(Call(host.module._linen, method, args, kwargs))
         streams = ScopeStreams.begun(self.module)
-        with _apart(), self._explained(streams):
+        with apart(), self._explained(streams):
             held = Held(host, self._own(method, args, kwargs, flags))
-            kept = _Kept(host, streams) if host.framework == "flax.nnx" and not self.creating else None
+            kept = PassedKeys(host, streams) if host.framework == "flax.nnx" and not self.creating else None
             entries = held.state if kept is None else held.state.merge(kept.entries)
             if host.core and not self.creating:
                 self._check(held, method, args, kwargs, flags)
@@ -112,6 +92,15 @@ class Run:
         if streams is not None:
             streams.advance(drawn)
         return out
+
+    def _handed_through(self, call: Call) -> Any:
+        """Returns the output of a Linen part, which needs no other scope than this."""
+        bound = vars(self.module).get("_linen")
+        if bound is None:
+            bound = call.model.copy(parent=self.scope, name=self.module.name)
+            object.__setattr__(self.module, "_linen", bound)  # On the clone that Linen makes for each apply.
+        with captured_once(bound):
+            return call.run(bound)
 
     def _check(self, held: Held, method: Any, args: Any, kwargs: Any, flags: Any) -> None:
         """Compares the entries of a core part as a whole; its wrappers check theirs, and it takes what is there."""
@@ -211,8 +200,11 @@ class Run:
         again = self._recorded_in_this_apply()
         for place, values in recorded(sown).items():
             before = at(variables, place) if place in again else None
-            kept[place] = (*before, *values) if isinstance(before, tuple) else values
+            both = isinstance(before, tuple) and isinstance(values, tuple)
+            kept[place] = (*before, *values) if both else values  # type: ignore[misc]
             again.add(place)
+        if sown:
+            self.host.recorded = self.host.recorded | sown.keys()
         for collection, tree in nested(kept).items():
             for name, below in tree.items():
                 self.scope.put_variable(collection, name, below)
@@ -245,74 +237,3 @@ def _sure(ctx: Context, path: str) -> Kind:
     kind = ctx.kind(path)
     assert kind is not None
     return kind
-
-
-class _Kept:
-    """The random streams that an NNX part keeps, with the keys of this call.
-
-    Args:
-      host: The part.
-      streams: The streams of the scope.
-
-    Attributes:
-      entries: Their entries.
-    """
-
-    def __init__(self, host: Host, streams: ScopeStreams | None):
-        self.host = host
-        given = () if streams is None else streams.source.names.values()
-        self.kept = host.module._memory.kept_streams(given)
-        self.entries: dict[str, Any] = {}
-        self.sources: dict[str, str | None] = {}
-        counts: dict[str, int] = {}
-        for stream in self.kept:
-            name = None if streams is None else streams.resolved(stream.tag)
-            self.sources[stream.count] = name
-            if name is None or streams is None:
-                key = _nobodys(stream.shape)
-            else:
-                key = jax.random.fold_in(typed(streams.source[name]), counts.get(name, 0))  # As nnx.reseed draws.
-                counts[name] = counts.get(name, 0) + 1
-                key = jax.random.split(key, stream.shape) if stream.shape else key
-            self.entries[host.inner(stream.key)] = key
-            with jax.ensure_compile_time_eval():
-                self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
-
-    def drawn(self, ctx: Context, where: str) -> dict[str, str]:
-        """Returns the streams that a call has drawn from: their names in NNX -> the streams of the scope.
-
-        Raises:
-          StreamError: It has drawn from one that there is no key for.
-        """
-        found = {}
-        for stream in self.kept:
-            if self.host.inner(stream.count) not in ctx.modified:
-                continue
-            name = self.sources[stream.count]
-            if name is None:
-                raise StreamError(stream.tag, (), f"{where} (its {stream.path!r})")
-            found[stream.tag] = name
-        return found
-
-
-def typed(key: Any) -> Any:
-    """Returns a key as `nnx.Rngs` holds it: a typed one."""
-    return key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-
-
-def _nobodys(shape: tuple[int, ...]) -> Any:
-    """Returns what stands for the key of a stream that nothing may draw from."""
-    with jax.ensure_compile_time_eval():
-        key = jax.random.key(0)
-        return jax.random.split(key, shape) if shape else key
-
-
-@contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """Runs a `with` block in which Linen modules that are made belong to nobody (flax 0.12 linen/module.py)."""
-    stack = linen_module._context.module_stack
-    stack.append(None)
-    try:
-        yield
-    finally:
-        stack.pop()

@@ -1,8 +1,8 @@
 """Where the entries of a part lie in Linen's variables: `{collection: {native: {path: array}}}` of one scope, and back.
 
 A part of another framework keeps its own collections (Haiku's `params` and `state`, the names that NNX has for its
-Variable types); the entries of a core part lie in the collection of their kind. What a call records (`Intermediate`) lies
-in tuples, as what `nn.Module.sow` records.
+Variable types); the entries of a core part lie in the collection of their kind. What a call sows lies in tuples, as in
+Linen itself.
 
 Invariant: `entry_path(placed(path, kind))` is the path, whatever the names: a layer may be called as anything in Linen is.
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
-from flax.core import AxisMetadata, meta
+from flax.core import meta
 
 from bridges._host._host import OUTSIDE, Host
 from bridges._linen._variables import entry_of, is_leaf, leaf_of
@@ -93,9 +94,9 @@ class Held:
         entries, kinds = {}, {}
         for native, leaf in _flat.flatten(dict(variables), _is_leaf).items():
             collection, *names = _flat.split(native)
-            if isinstance(leaf, tuple) or collection == "intermediates" or not names:
-                continue  # Recorded by an earlier call.
             place = collection, tuple(names)
+            if isinstance(leaf, tuple) or collection == "intermediates" or not names or place in host.recorded:
+                continue  # Recorded by an earlier call.
             path = entry_path(host, place)
             if path in self.places:
                 raise CollisionError(
@@ -114,8 +115,8 @@ class Held:
     def leaf(self, path: str, value: Any, kind: Kind | None) -> Any:
         """Returns what Linen is given for an entry: in the box that it came in, or that its kind says."""
         box = self._boxes.get(path)
-        if isinstance(box, AxisMetadata):
-            return meta.replace_boxed(box, value)
+        if box is not None:  # An object without arrays stays what it is.
+            return meta.replace_boxed(box, value) if jax.tree.leaves(box) else box
         return value if path in self.places or kind is None else _boxed(value, kind)
 
 
@@ -161,14 +162,16 @@ def _boxed(value: Any, kind: Kind) -> Any:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def recorded(places: Mapping[Place, Any]) -> dict[Place, tuple[Any, ...]]:
-    """Returns what a call has recorded as Linen holds it: a tuple for each name, of all that was sown under it."""
-    found: dict[Place, dict[int, Any]] = {}
+def recorded(places: Mapping[Place, Any]) -> dict[Place, Any]:
+    """Returns what a call has recorded as Linen holds it: what was sown under one name is a tuple, all else as it is."""
+    found: dict[Place, Any] = {}
+    sown: dict[Place, dict[int, Any]] = {}
     for (collection, names), value in places.items():
-        index = int(names[-1]) if names[-1].isdigit() and len(names) > 1 else None
-        place = (collection, names) if index is None else (collection, names[:-1])
-        found.setdefault(place, {})[index or 0] = value
-    return {place: tuple(values[i] for i in sorted(values)) for place, values in found.items()}
+        if len(names) > 1 and names[-1].isdigit():
+            sown.setdefault((collection, names[:-1]), {})[int(names[-1])] = value
+        else:
+            found[collection, names] = value
+    return found | {place: tuple(values[i] for i in sorted(values)) for place, values in sown.items()}
 
 
 def at(variables: Mapping[str, Any], place: Place) -> Any:

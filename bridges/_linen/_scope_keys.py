@@ -7,32 +7,16 @@ call gets what the next `make_rng` would give. The scope's counters advance wher
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-from flax import errors as flax_errors
 from flax import linen as nn
 from flax.core.scope import LazyRng
 
-from bridges.core._errors import SeedError
 from bridges.core._rng import SINGLE, Streams
 
 _ALONE = "params"  # One key, as in `init(key, x)`, is the stream `params`, and stands for all.
-
-
-class StreamError(SeedError, flax_errors.InvalidRngError):
-    """A part draws from a stream that `init` or `apply` was given no key for; what Linen raises, in our words."""
-
-    def __init__(self, stream: str, given: Iterable[str], where: str):
-        # Linen's own words are those that adapters look for (bridges._linen._observe.missing_stream).
-        text = (
-            f'{where} needs PRNG for "{stream}"; rngs= gives'
-            f" {', '.join(sorted(given)) or 'none'}. Pass it: model.apply(variables, x, rngs={{{stream!r}: key}}), or one"
-            " key for all streams."
-        )
-        Exception.__init__(self, text)
 
 
 class _Keys(Mapping[str, jax.Array]):
@@ -110,9 +94,3 @@ class ScopeStreams(Streams):
             self.module.has_rng(name or _ALONE)  # So that who watches the module (nn.intercept_methods) sees it ask.
         for resolved in sorted({name for name in (*asked.values(), *drawn.values()) if name is not None}):
             self.module.scope.rng_counters[self.source.names[resolved]] += 1  # type: ignore[union-attr]
-
-
-def stream_of(err: SeedError) -> str:
-    """Returns the random stream that the core's error is about, `'default'` if it does not say."""
-    found = re.search(r"random stream '(.*?)'", str(err))
-    return found[1] if found is not None else "default"

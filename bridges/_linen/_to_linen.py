@@ -35,12 +35,12 @@ class ToLinen(nn.Module):
     those of this class. Axis names (`nnx.with_partitioning`) are in `nn.Partitioned` boxes.
 
     `mutable` is as for every Linen module: what the call modifies in a collection that is not mutable is an error. What it
-    records (`sow`, `Intermediate`) comes back in `intermediates` when that is mutable, in tuples.
+    records (`sow`, `Intermediate`) comes back when its collection is mutable; each `apply` begins it anew.
 
     Args:
       part: A Haiku function, an `hk.Module` class or what Haiku's transforms gave; an NNX class or instance; a
-        `bridges.Module`, or a class of such; a Linen module or class, which is handed through. `functools.partial` of
-        these classes.
+        `bridges.Module`, or a class of such; a Linen module or class, which runs as it would by itself.
+        `functools.partial` of these classes.
       *args: Arguments of a class.
       name, parent: As for every Linen module.
       **kwargs: Arguments of a class.

@@ -98,7 +98,7 @@ def test_what_is_mutable():
     assert updates["Count"]["count"] == 1
     _, updates = model.apply(variables | updates, mutable=["Count", "intermediates"])
     assert updates["Count"]["count"] == 2
-    assert updates["intermediates"]["nonzero"] == (1,)  # As Linen holds what is sown.
+    assert updates["intermediates"]["nonzero"] == 1
     _, updates = model.apply(variables | updates, mutable=["Count"])
     assert updates["Count"]["count"] == 3
     with pytest.raises(br.PermissionsError, match="Count/count"):  # Theirs loses the update.

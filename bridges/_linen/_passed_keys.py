@@ -1,0 +1,77 @@
+"""Keys of a Linen scope for the random streams that an NNX part keeps: passed in at each call, as `nnx.reseed` does.
+
+A stream that there is no key for gets one that nobody may draw with; whether it was drawn from shows in its count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridges._host._host import Host
+from bridges._linen._scope_errors import StreamError
+from bridges._linen._scope_keys import ScopeStreams
+from bridges.core._context import Context
+
+
+class PassedKeys:
+    """The entries of the random streams that an NNX part keeps, for one call.
+
+    Args:
+      host: The part.
+      streams: The streams of the scope.
+
+    Attributes:
+      entries: Their entries.
+    """
+
+    def __init__(self, host: Host, streams: ScopeStreams | None):
+        self.host = host
+        given = () if streams is None else streams.source.names.values()
+        self.kept = host.module._memory.kept_streams(given)
+        self.entries: dict[str, Any] = {}
+        self.sources: dict[str, str | None] = {}
+        counts: dict[str, int] = {}
+        for stream in self.kept:
+            name = None if streams is None else streams.resolved(stream.tag)
+            self.sources[stream.count] = name
+            if name is None or streams is None:
+                key = _nobodys(stream.shape)
+            else:
+                key = jax.random.fold_in(_typed(streams.source[name]), counts.get(name, 0))  # As nnx.reseed draws.
+                counts[name] = counts.get(name, 0) + 1
+                key = jax.random.split(key, stream.shape) if stream.shape else key
+            self.entries[host.inner(stream.key)] = key
+            with jax.ensure_compile_time_eval():
+                self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
+
+    def drawn(self, ctx: Context, where: str) -> dict[str, str]:
+        """Returns the streams that a call has drawn from: their names in NNX -> the streams of the scope.
+
+        Raises:
+          StreamError: It has drawn from one that there is no key for.
+        """
+        found = {}
+        for stream in self.kept:
+            if self.host.inner(stream.count) not in ctx.modified:
+                continue
+            name = self.sources[stream.count]
+            if name is None:
+                raise StreamError(stream.tag, (), f"{where} (its {stream.path!r})")
+            found[stream.tag] = name
+        return found
+
+
+def _typed(key: Any) -> Any:
+    """Returns a key as `nnx.Rngs` holds it: a typed one."""
+    return key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _nobodys(shape: tuple[int, ...]) -> Any:
+    """Returns what stands for the key of a stream that nothing may draw from."""
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(0)
+        return jax.random.split(key, shape) if shape else key
