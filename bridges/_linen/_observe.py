@@ -66,7 +66,10 @@ class Spy:
         self._notes: dict[str, Callable[..., None]] = {
             "sow": lambda path, col, name, *_, **__: self.sown.add(_flat.join((col, *path, name))),
             "param": lambda path, name, *_, **__: self.touched.add(_flat.join(("params", *path, name))),
-            "variable": lambda path, col, name, *_, **__: self.touched.add(_flat.join((col, *path, name))),
+            **dict.fromkeys(
+                ("variable", "get_variable", "put_variable"),
+                lambda path, col, name, *_, **__: self.touched.add(_flat.join((col, *path, name))),
+            ),
             "perturb": lambda path, name, value, collection="perturbations": self.touched.add(
                 _flat.join((collection, *path, name))
             ),

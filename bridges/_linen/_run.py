@@ -25,6 +25,7 @@ from bridges.core._errors import (
     EntryShapeError,
     MissingEntryError,
     PermissionsError,
+    StructureError,
     describe,
     hint,
     listing,
@@ -177,8 +178,9 @@ class _Run:
         """Whether there are no entries but those that such a call was found to be fine with."""
         checked, expected, paths = self.learned.checked, self.learned.expected, tuple(self.kinds)
         if paths not in checked and expected and expected.entries.keys() <= self.kinds.keys():
-            check_known(self.call, paths, expected, self.where)
-            checked.add(paths)
+            with contextlib.suppress(StructureError):  # Unless the call is seen to ask for them.
+                check_known(self.call, paths, expected, self.where)
+                checked.add(paths)
         return paths in checked
 
     def _learn(self) -> tuple[Any, Any]:
@@ -193,12 +195,11 @@ class _Run:
                 release(settled.traits.streams)
             result = settled.result
         kept = [path for path in self.kinds if not settled.traits.sows(path)]
-        if self.learned.expected is None and not all(
-            any(_flat.under(path, variable) for variable in settled.touched) for path in kept
-        ):
+        unseen = [path for path in kept if not any(_flat.under(path, variable) for variable in settled.touched)]
+        if self.learned.expected is None and unseen:
             self.learned.expected = self._expect()
         if self.learned.expected:
-            check_known(self.call, kept, self.learned.expected, self.where)
+            check_known(self.call, unseen, self.learned.expected, self.where)
         self.learned.traits = self.traits = settled.traits
         self.learned.checked.add(tuple(self.kinds))
         return result
@@ -275,6 +276,13 @@ class _Run:
             return mutable
         return {mutable, *_recorded(traits)} if isinstance(mutable, str) else {*mutable, *_recorded(traits)}
 
+    def _asked(self, collection: str) -> bool:
+        """Whether the caller named a collection of which there is nothing, as one makes a cache in Linen."""
+        named = isinstance(self.mutable, (str, list, tuple, set)) and collection in (
+            {self.mutable} if isinstance(self.mutable, str) else self.mutable
+        )
+        return named and not any(_flat.split(path)[0] == collection for path in self.kinds)
+
     def _expect(self) -> Expected | Literal[False]:
         return expect(self.call, self.keys.abstract()) or False
 
@@ -283,8 +291,9 @@ class _Run:
         flat, create = leaves(updates), self.ctx.create
         recorded = {p for p in flat if self.traits.sows(p) or (p in self.present and p not in self.kinds)}
         new = [p for p in flat if p not in self.kinds and p not in recorded]
-        if new and not create:  # A missing entry of a mutable collection: Linen made it up.
-            raise self.lacking({path: entry_of(flat[path])[0] for path in new})
+        made_up = [p for p in new if not self._asked(_flat.split(p)[0])]
+        if made_up and not create:  # A missing entry of a mutable collection: Linen made it up.
+            raise self.lacking({path: entry_of(flat[path])[0] for path in made_up})
         for path, leaf in flat.items():
             value, metadata = entry_of(leaf)
             full, sown = at(self.where, path), path in recorded

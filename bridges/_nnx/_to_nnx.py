@@ -18,6 +18,7 @@ from flax import nnx
 from bridges._host._drawing import may_draw
 from bridges._host._host import Host
 from bridges._host._training import settings
+from bridges._nnx._growing import Growing, collections_named
 from bridges._nnx._kinds import kind_of, made
 from bridges._nnx._lean import Lean
 from bridges._nnx._leaves import collection_of
@@ -25,7 +26,7 @@ from bridges._nnx._maker import as_rngs
 from bridges._nnx._namespace import Namespace, place, variables_in
 from bridges._nnx._streams import NextKeys
 from bridges.core import BatchStat, Module, Param, State
-from bridges.core._context import Context, context
+from bridges.core._context import context
 from bridges.core._errors import (
     ContextError,
     EntryShapeError,
@@ -188,7 +189,7 @@ class ToNNX(Lean):
             self.lazy_init(*args, method=method, **kwargs)
         self._check()
         kwargs |= settings(self.host, method, args, kwargs, self._modes())
-        return self._run(lambda: self.host.call(method, args, kwargs))
+        return self._run(lambda: self.host.call(method, args, kwargs), kwargs.get("mutable"))
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
         """Sets what `nnx.view(model, …)` is to change.
@@ -224,7 +225,7 @@ class ToNNX(Lean):
             entries[inner], kinds[inner] = variable.get_value(), kind_of(variable)
         return State(entries, kinds)
 
-    def _run(self, fn: Any) -> Any:
+    def _run(self, fn: Any, mutable: Any = None) -> Any:
         state = self._entries()
         if blank := [path for path, value in state.items() if isinstance(value, jax.ShapeDtypeStruct)]:
             raise MissingEntryError(
@@ -233,7 +234,10 @@ class ToNNX(Lean):
                 + "\nLoad them: nnx.update(model, bridges.nnx_adapter.restore(tree, model))."
             )
         streams = NextKeys.begun(self.rngs)
-        ctx = Context(state, streams=streams, flags=self._flags(), root=self.host.module)
+        new = []
+        if mutable is not None and self.host.framework == "flax.linen":
+            new = [self.host.inner(name) for name in collections_named(mutable, vars(self)["variables"])]
+        ctx = Growing(state, new, streams=streams, flags=self._flags(), root=self.host.module)
         try:
             with enter(Frame(ctx, None)):
                 out = fn()
