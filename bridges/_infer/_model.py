@@ -73,9 +73,11 @@ class Model:
             return cls("nnx", model, name)
         if _takes(model):
             with cls("nnx", model, name)._told((), {}):
+                if _kind_made(model) == "nnx":
+                    return cls("nnx", model, name)
                 made = model()
             if found := framework_of(made):
-                return cls(found, model if found == "nnx" else made, name)
+                return cls(found, made, name)
         return cls("haiku", model, name)
 
     @property
@@ -166,6 +168,13 @@ class Model:
                 "\nBoth models get the same inputs, in order (--input 'float32[1,8]', inputs=) or by name (--input"
                 " is_training=false, kwargs=); a model that takes others is named by a function around it."
             ) from err
+
+
+def _kind_made(factory: Callable[[], Any]) -> str | None:
+    """Returns the framework of what a function makes; its weights are not initialised for that."""
+    found: list[str | None] = []
+    jax.eval_shape(lambda: found.append(framework_of(factory())))
+    return found[-1]
 
 
 def shown(x: Any) -> str:

@@ -15,10 +15,12 @@ import numpy as np
 
 from bridges._infer._arrays import cast_all, cotangent, is_real, plan_in
 from bridges._infer._end import End
+from bridges._infer._graph import QUICK
 from bridges._infer._inferred import Verified
-from bridges.core._jaxpr import narrower, trace
+from bridges.core._jaxpr import count, narrower, trace
 from bridges.mapping._plan import Plan
 
+_SHORT = 1500  # operations that are compiled together
 # Of the largest value; another epsilon or activation is far above the first.
 LIMITS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -31,7 +33,11 @@ def verified(src: End, dst: End, plan: Plan, seed: int = 1) -> Verified:
       plan: The plan between them.
       seed: For the source's variables.
     """
-    values = src.values(seed)
+    found = _widest(src, dst, plan, src.values(seed))
+    return found if np.isfinite(found.outputs) else _widest(src, dst, plan, src.values(seed, positive=True))
+
+
+def _widest(src: End, dst: End, plan: Plan, values: Mapping[str, Any]) -> Verified:
     try:
         with jax.enable_x64(True):
             return _in(src, dst, plan, values, "float64")
@@ -63,11 +69,7 @@ def _in(src: End, dst: End, plan: Plan, values: Mapping[str, Any], dtype: str) -
 
 
 def _run(end: End, flat: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any], str]:
-    """Returns the outputs, the gradients of a random sum of them with respect to real variables, and any narrower dtype.
-
-    Operation by operation: layers that are alike share their compiled operations, while XLA takes minutes for the program of
-    a hundred layers as a whole.
-    """
+    """Returns the outputs, the gradients of a random sum of them with respect to real variables, and any narrower dtype."""
     traced = trace(end.run, dict(flat), dict(arrays))
     real = {p: jnp.asarray(x) for p, x in flat.items() if is_real(x) and p in end.spec.entries}
 
@@ -75,7 +77,11 @@ def _run(end: End, flat: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[
         outs = jax.tree.leaves(traced({**flat, **real}, dict(arrays)))
         return cotangent(outs), outs
 
-    gradients, outs = jax.grad(loss, has_aux=True)(real)
+    # A long program runs operation by operation: layers that are alike share their compiled operations, while XLA takes
+    # minutes for the program of a hundred layers as a whole.
+    step = jax.grad(loss, has_aux=True)
+    short = count(traced.closed.jaxpr) <= _SHORT
+    gradients, outs = (jax.jit(step, compiler_options=QUICK) if short else step)(real)
     size = max((np.dtype(x.dtype).itemsize for x in real.values()), default=4)
     narrow = narrower(traced.closed.jaxpr, size)
     return [np.asarray(x) for x in outs], {p: np.asarray(x) for p, x in gradients.items()}, narrow

@@ -7,7 +7,7 @@ and `tests/core/test_jaxpr.py` pins what is relied on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -112,17 +112,29 @@ def _open(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
+def _bodies(eqn: Any) -> Iterator[Any]:
+    """Yields every jaxpr among the parameters of an equation."""
+    for value in eqn.params.values():
+        for body in value if isinstance(value, (tuple, list)) else (value,):
+            body = _open(body)
+            if hasattr(body, "eqns"):
+                yield body
+
+
+def count(jaxpr: Any) -> int:
+    """Returns how many operations a jaxpr and those inside it have, loops counted once."""
+    return sum(1 + sum(map(count, _bodies(eqn))) for eqn in jaxpr.eqns)
+
+
 def narrower(jaxpr: Any, itemsize: int) -> str:
     """Returns a floating dtype below the item size in which something is computed; empty if there is none."""
     for eqn in jaxpr.eqns:
         for var in eqn.outvars:
             if _is_narrower(var.aval, itemsize):
                 return str(var.aval.dtype)
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and (found := narrower(inner, itemsize)):
-                    return found
+        for body in _bodies(eqn):
+            if found := narrower(body, itemsize):
+                return found
     return ""
 
 
