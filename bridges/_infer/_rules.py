@@ -129,7 +129,8 @@ class _Work:
         """Returns the mapping with these lines; an error's text if it does not join what was found."""
         covered = lines.sources, lines.targets
         unplaced = [leaf for leaf in self.unplaced if leaf.path not in covered[1]]
-        spare = [p for p in self.found.unused if p not in covered[0]]
+        joined = {path for joint in self.joints for path in joint.sources}
+        spare = [p for p in self.names if p not in covered[0] and p not in joined]
         unused = [p for p in spare if p in self.read and p not in self.fixed]
         dropped = {p: _CONSTANT if p in self.read else _UNREAD for p in spare if p not in unused}
         if lines.pairs and (unplaced or unused):

@@ -137,7 +137,13 @@ def shipped(
             pairs.append((module, there, frozenset(mine), frozenset(theirs)))
             covered[0].update(mine)
             covered[1].update(theirs)
-    return Shipped(tuple(pairs), tuple(dict.fromkeys(notes)))
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(_QUOTED.sub("''", note), []).append(note)
+    more = " (and {} more layers like it)"
+    return Shipped(
+        tuple(pairs), tuple(some[0] + more.format(len(some) - 1) * (len(some) > 1) for some in alike.values())
+    )
 
 
 def whole(src: Spec, dst: Spec, origins: Mapping[str, Origin], names: Sequence[str]) -> Shipped:
