@@ -71,16 +71,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as err:
         if os.environ.get("BRIDGES_TRACEBACK"):
             raise
-        return _cannot(given, _explained(err), explained_at=getattr(err, "help", "") if _ours(err) else "")
-
-
-def _ours(err: Exception) -> bool:
-    known = sys.modules.get("bridges.core._errors")
-    return known is not None and isinstance(err, known.BridgeError)
+        return _cannot(given, _explained(err))
 
 
 def _explained(err: Exception) -> str:
-    if _ours(err):
+    known = sys.modules.get("bridges.core._errors")
+    if known is not None and isinstance(err, known.BridgeError):
         return str(err)
     if isinstance(err, (OSError, MemoryError)):
         return f"{type(err).__name__}: {err}"
@@ -90,9 +86,9 @@ def _explained(err: Exception) -> str:
     )
 
 
-def _cannot(given: Sequence[str], text: str, usage: str = "", explained_at: str = "") -> int:
+def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
     if "--json" in given:
-        click.echo(json.dumps({"error": text} | ({"help": explained_at} if explained_at else {})))
+        click.echo(json.dumps({"error": text}))
         return CANNOT
     lines = text.splitlines()
     if len(lines) > SCREEN:
@@ -101,8 +97,6 @@ def _cannot(given: Sequence[str], text: str, usage: str = "", explained_at: str 
 
     shown = "\n".join(map(printable, lines))
     click.echo(f"{usage}\n\n{shown}" if usage else f"bridges: {shown}", err=True)
-    if explained_at:
-        click.echo(f"See {explained_at}", err=True)
     return CANNOT
 
 
@@ -317,13 +311,21 @@ def _job(**given: Any) -> Any:
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @JSON
+@click.pass_context
 def infer(
-    from_model: str, into: str, inputs: Sequence[str], output: str | None, overwrite: bool, as_json: bool
+    ctx: click.Context,
+    from_model: str,
+    into: str,
+    inputs: Sequence[str],
+    output: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
-    """Find which module of the model FROM is which of the model INTO, and write it as a mapping to read and edit.
+    """Find which variables of the model FROM are which of the model INTO, and write it as a mapping to read and edit.
 
-    Names, shapes and the layers' conventions decide; what they leave open is listed, not guessed. `verify` proves the
-    mapping by what the models compute. Example:
+    Both models are run on random values: what they compute decides, names only order the candidates. What could not be
+    placed is listed with the reason. Without inputs only names, shapes and conventions are looked at. Exit status 1 if
+    something is not placed or the models differ. Example:
 
     \b
         bridges infer old.py:forward new.py:model --input 'float32[1,8]' -o mapping.toml
@@ -331,13 +333,19 @@ def infer(
     from converters._infer import Inferred
     from converters._inputs import parse
     from converters._models import load
+    from converters._progress import Steps
 
     args, kwargs = parse(inputs)
-    with _aside():
-        found = Inferred.of(load(from_model), load(into), args, kwargs)
+    with _aside(), Steps("inferring", quiet=as_json) as progress:
+        found = Inferred.of(load(from_model), load(into), args, kwargs, progress.at)
     if output:
         found.write(output, overwrite)
+    elif not as_json:
+        from converters._outline import printable
+
+        click.echo("\n".join(map(printable, found.summary.split("\n"))), err=True)
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
+    ctx.exit(0 if found.complete else DIFFERS)
 
 
 _PROOF = together(
