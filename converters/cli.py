@@ -71,12 +71,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as err:
         if os.environ.get("BRIDGES_TRACEBACK"):
             raise
-        return _cannot(given, _explained(err))
+        return _cannot(given, _explained(err), explained_at=getattr(err, "help", "") if _ours(err) else "")
+
+
+def _ours(err: Exception) -> bool:
+    known = sys.modules.get("bridges.core._errors")
+    return known is not None and isinstance(err, known.BridgeError)
 
 
 def _explained(err: Exception) -> str:
-    known = sys.modules.get("bridges.core._errors")
-    if known is not None and isinstance(err, known.BridgeError):
+    if _ours(err):
         return str(err)
     if isinstance(err, (OSError, MemoryError)):
         return f"{type(err).__name__}: {err}"
@@ -86,9 +90,9 @@ def _explained(err: Exception) -> str:
     )
 
 
-def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
+def _cannot(given: Sequence[str], text: str, usage: str = "", explained_at: str = "") -> int:
     if "--json" in given:
-        click.echo(json.dumps({"error": text}))
+        click.echo(json.dumps({"error": text} | ({"help": explained_at} if explained_at else {})))
         return CANNOT
     lines = text.splitlines()
     if len(lines) > SCREEN:
@@ -97,6 +101,8 @@ def _cannot(given: Sequence[str], text: str, usage: str = "") -> int:
 
     shown = "\n".join(map(printable, lines))
     click.echo(f"{usage}\n\n{shown}" if usage else f"bridges: {shown}", err=True)
+    if explained_at:
+        click.echo(f"See {explained_at}", err=True)
     return CANNOT
 
 
@@ -311,21 +317,13 @@ def _job(**given: Any) -> Any:
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @JSON
-@click.pass_context
 def infer(
-    ctx: click.Context,
-    from_model: str,
-    into: str,
-    inputs: Sequence[str],
-    output: str | None,
-    overwrite: bool,
-    as_json: bool,
+    from_model: str, into: str, inputs: Sequence[str], output: str | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Find which variables of the model FROM are which of the model INTO, and write it as a mapping to read and edit.
+    """Find which module of the model FROM is which of the model INTO, and write it as a mapping to read and edit.
 
-    Both models are run on random values: what they compute decides, names only order the candidates. What could not be
-    placed is listed with the reason. Without inputs only names, shapes and conventions are looked at. Exit status 1 if
-    something is not placed or the models differ. Example:
+    Names, shapes and the layers' conventions decide; what they leave open is listed, not guessed. `verify` proves the
+    mapping by what the models compute. Example:
 
     \b
         bridges infer old.py:forward new.py:model --input 'float32[1,8]' -o mapping.toml
@@ -333,19 +331,13 @@ def infer(
     from converters._infer import Inferred
     from converters._inputs import parse
     from converters._models import load
-    from converters._progress import Steps
 
     args, kwargs = parse(inputs)
-    with _aside(), Steps("inferring", quiet=as_json) as progress:
-        found = Inferred.of(load(from_model), load(into), args, kwargs, progress.at)
+    with _aside():
+        found = Inferred.of(load(from_model), load(into), args, kwargs)
     if output:
         found.write(output, overwrite)
-    elif not as_json:
-        from converters._outline import printable
-
-        click.echo("\n".join(map(printable, found.summary.split("\n"))), err=True)
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
-    ctx.exit(0 if found.complete else DIFFERS)
 
 
 _PROOF = together(
