@@ -9,6 +9,7 @@ What it does not do: guess. A leaf that could not be placed is listed with the r
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -47,7 +48,8 @@ def infer_mapping(
       An `InferredMapping`: a `Mapping` that is `complete`, or a partial one, which lists what is `unplaced` and why.
 
     Raises:
-      DifferentModelsError: The models are not the same function; the text says where they part.
+      DifferentModelsError: The models are certainly not the same function; the text says where they part. Where that is not
+        certain, the mapping is partial and its `parting` says where the search stopped.
       ModelError: A model cannot be called with these inputs.
     """
     began = time.perf_counter()
@@ -79,16 +81,16 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
       DifferentModelsError: The models part.
     """
     parting, proof = found.parting, None
-    whole = not made.unplaced and not made.unused
-    if whole:
+    if not made.unplaced and not made.unused:
         began = time.perf_counter()
         proof = verified(*ends, made.mapping.plan(ends[0].spec, ends[1].spec))
         seconds["verify"] = time.perf_counter() - began
         if agree(proof):
             parting = None
-        elif parting is None:
+        else:
             text = f"every variable is placed, but the outputs are {proof.outputs:.0e} apart and the gradients"
-            parting = Parting("", "", f"{text} {proof.gradients:.0e}, in parts of the largest")
+            text = f"{text} {proof.gradients:.0e}, in parts of the largest"
+            parting = dataclasses.replace(parting, certain=True) if parting else Parting("", "", text, True)
     lines = [str_parting(parting).replace("\n", " ")] if parting else [f"Verified: {proof}."] if proof else []
     text = "".join(f"# {line}\n" for line in lines)
     mapping = InferredMapping(
@@ -103,7 +105,7 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
         made.notes,
         seconds,
     )
-    if parting is not None:
+    if parting is not None and parting.certain:
         raise DifferentModelsError(
             f"{ends[0].model.name} and {ends[1].model.name} are not one function.\n{str_parting(parting)}", mapping
         )

@@ -85,16 +85,19 @@ class Unplaced:
 
 @dataclasses.dataclass(frozen=True)
 class Parting:
-    """The first place where the two networks part.
+    """The first place where the two networks part, or where the search could not follow them.
 
     Attributes:
       src_place, dst_place: Scope and operation at either side; empty where a side has none.
       text: What differs, as far as it is known ('the constant 1e-05 in the source is 0.001 in the target').
+      certain: Whether it is known that the networks differ: every leaf is placed and outputs differ, or what differs was
+        tried. If not, equal networks may have come this far as well.
     """
 
     src_place: str
     dst_place: str
     text: str
+    certain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class InferredMapping(Mapping):
       unused: Source leaves that the source reads and that went nowhere.
       dropped: Source leaves that the source does not read when it is evaluated.
       verified: How far outputs and gradients are apart; None for a partial mapping.
-      parting: Where the two models part; None if they are the same function.
+      parting: Where the two models part, or the search stopped; None if they are the same function.
       notes: What else is worth a word: hyperparameters that only training shows.
       seconds: How long each stage took.
     """
@@ -114,10 +114,13 @@ def str_unplaced(leaf: Unplaced) -> str:
 
 
 def str_parting(parting: Parting) -> str:
-    """Returns a line that says where the models part."""
+    """Returns a line that says where the models part, or the search stopped."""
     places = [place for place in (parting.src_place, parting.dst_place) if place]
     where = " / ".join(dict.fromkeys(places))
-    return f"The models part{f' at {where}' * bool(where)}: {parting.text}"
+    at = f" at {where}" if where else ""
+    if parting.certain:
+        return f"The models part{at}: {parting.text}."
+    return f"The search stops{at}: {parting.text}. The models part there, or it could not follow them."
 
 
 class DifferentModelsError(BridgeError, ValueError):
