@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "guides",
     "messages",
+    "docstrings",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = False
@@ -29,6 +30,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # a field called `type` is taken for the type
 
 html_theme = "pydata_sphinx_theme"
 html_title = "bridges"
