@@ -12,7 +12,12 @@ from sphinx.application import Sphinx
 
 
 def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    after_returns = False
     for number, line in enumerate(lines):
+        if after_returns:  # a colon in it does not end a type; one at its beginning says that there is none
+            indent = len(line) - len(line.lstrip())
+            line = lines[number] = f"{line[:indent]}: {line[indent:]}"
+        after_returns = line.strip() == "Returns:"
         if not line.lstrip().startswith(">>>"):
             code = re.split(r"(`[^`]*`)", line)
             code[::2] = [
