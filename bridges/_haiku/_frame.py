@@ -213,25 +213,32 @@ class Filler(Reader):
         return super()._got(next_getter, value, context)
 
 
-class Skeleton(Watch):
+class Training(Watch):
+    """Watches code run at init time and tells BatchNorm that it trains: only then does it make its state."""
+
+    def hooked(self, thunk: Thunk) -> Any:
+        with hk.intercept_methods(self._method):
+            return thunk()
+
+    def _method(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+        if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__" and hk.running_init():
+            args = (args[0], True, *args[2:]) if len(args) > 1 else args
+            kwargs = {**kwargs, "is_training": True} if len(args) < 2 else kwargs
+        return next_fun(*args, **kwargs)
+
+
+class Skeleton(Training):
     """Watches code run at init time and makes parameters with no initialiser.
 
     State initialisers do run, abstractly: what a state entry holds (its shape, its tree) only they know.
     """
 
     def hooked(self, thunk: Thunk) -> Any:
-        with hk.custom_creator(self._new_param), hk.intercept_methods(self._method):
-            return thunk()
+        with hk.custom_creator(self._new_param):
+            return super().hooked(thunk)
 
     def _new_param(self, next_creator: Any, shape: Any, dtype: Any, init: Any, context: hk.GetterContext) -> Any:
         return next_creator(shape, dtype, zeros)
-
-    def _method(self, next_fun: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
-        if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__" and hk.running_init():
-            # Only in training mode does it make its state.
-            args = (args[0], True, *args[2:]) if len(args) > 1 else args
-            kwargs = {**kwargs, "is_training": True} if len(args) < 2 else kwargs
-        return next_fun(*args, **kwargs)
 
 
 def zeros(shape: Any, dtype: Any) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bridges._haiku._abstract import abstract_init
-from bridges._haiku._frame import Draw, Filler, Place, Reader, Watch, explained
+from bridges._haiku._frame import Draw, Filler, Place, Reader, Training, Watch, explained
 from bridges._haiku._part import Args, Part
 from bridges._haiku._tree import PARAMS, STATE, Native, leaves, place
 from bridges.core import _flat
@@ -89,21 +89,31 @@ class Runner:
         first = None if key is None else key()
         if stored and first is not None:
             first = jax.random.fold_in(first, zlib.crc32((call.method or "__call__").encode()))
+        try:
+            native, created = self._made_natively(stored, first, call, Watch())
+        except ValueError as err:  # BatchNorm makes its state in training only: Haiku cannot initialise other calls.
+            if not _lacks_state(err):
+                raise
+            native, created = self._made_natively(stored, first, call, Training())
+        if created:
+            context().adopt(created)
+        self._learn(native)
+        return {path: value for path, value in leaves(*native).items() if path not in stored}
+
+    def _made_natively(self, stored: Entries, key: Any, call: Call, watch: Watch) -> tuple[Native, Mapping[str, Any]]:
+        """Returns the variables that a call makes, and the entries of other modules inside that it makes."""
         with rehearsal() as rehearsed:
             if self.part.has_init(call.method):
-                native = init_explained(self.part, first, call)
+                native = init_explained(self.part, key, call, watch)
             else:
                 filler = Filler(self._nest(stored), _missing)
-                draw = None if first is None else lambda: first
+                draw = None if key is None else lambda: key
                 try:
                     _, state = self.part.apply(self._nest(stored), draw, call.method, call.args, filler)
                 except Exception as err:
                     _raise(explained(err, call.where, "to initialise itself"), err)
                 native = _made(filler, state)
-        if rehearsed is not None:
-            context().adopt(rehearsed.created)
-        self._learn(native)
-        return {path: value for path, value in leaves(*native).items() if path not in stored}
+        return native, {} if rehearsed is None else rehearsed.created
 
     def run(self, stored: Entries, draw: Draw | None, call: Call, create: bool = False) -> Ran:
         """Returns the output of a call, the entries that it changed, and those that it made, as they were made.
@@ -289,10 +299,10 @@ def _missing(module: str, leaf: str, shape: Any, dtype: Any) -> Exception:
     return _Missing(f"missing {_path(module, leaf, PARAMS)!r} ({describe(jax.ShapeDtypeStruct(shape, dtype))})")
 
 
-def init_explained(part: Part, key: Any, call: Call) -> Native:
+def init_explained(part: Part, key: Any, call: Call, watch: Watch | None = None) -> Native:
     """Returns what `part.init` returns; a missing key is a `SeedError`."""
     try:
-        return part.init(key, call.method, call.args, Watch())
+        return part.init(key, call.method, call.args, watch or Watch())
     except Exception as err:
         _raise(explained(err, call.where, "to initialise itself"), err)
 

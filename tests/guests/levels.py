@@ -7,6 +7,7 @@ Levels return the random keys that they drew, so that others can be told to drop
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -37,13 +38,17 @@ def part_of(chain: tuple[str, ...], rate: float = 0.0, first: int = 0) -> Any:
     return _LEVELS[chain[0]](number=first, rate=rate, inner=inner, framework=chain[1] if inner is not None else "")
 
 
-def _block(number: int, linear: Any, norm: Any, draw: Any, rate: float, x: Any, train: bool, given: Any) -> Any:
+# The keys that levels take in place of those that they would draw, by number.
+GIVEN: contextvars.ContextVar[Any] = contextvars.ContextVar("given", default=None)
+
+
+def _block(number: int, linear: Any, norm: Any, draw: Any, rate: float, x: Any, train: bool) -> Any:
     """Returns the output of a level without the next one, and the key that it drew, in a tuple."""
-    del number
     x = jax.nn.relu(norm(linear(x)))
     if not rate or not train:
         return x, ()
-    key = draw() if given is None else jax.random.wrap_key_data(given)
+    given = GIVEN.get()
+    key = draw() if given is None else jax.random.wrap_key_data(given[number])
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), 0), (jax.random.key_data(key),)
@@ -61,11 +66,11 @@ class HaikuLevel(hk.Module):
         super().__init__(name=f"level{number}")
         self.number, self.rate, self.inner = number, rate, inner
 
-    def __call__(self, x, train, given=None):
+    def __call__(self, x, train):
         n = self.number
         linear = hk.Linear(WIDTH, name=f"linear{n}")
         norm = hk.BatchNorm(True, True, MOMENTUM, EPSILON, name=f"norm{n}")
-        x, drawn = _block(n, linear, lambda x: norm(x, train), hk.next_rng_key, self.rate, x, train, given)
+        x, drawn = _block(n, linear, lambda x: norm(x, train), hk.next_rng_key, self.rate, x, train)
         guest = None if self.inner is None else br.ToHaiku(self.inner, name=f"guest{n + 1}")
         return _next(guest, x, drawn, train)
 
@@ -77,11 +82,11 @@ class LinenLevel(nn.Module):
     framework: str
 
     @nn.compact
-    def __call__(self, x, train, given=None):
+    def __call__(self, x, train):
         n = self.number
         linear = nn.Dense(WIDTH, name=f"linear{n}")
         norm = nn.BatchNorm(not train, momentum=MOMENTUM, epsilon=EPSILON, name=f"norm{n}")
-        x, drawn = _block(n, linear, norm, lambda: self.make_rng("dropout"), self.rate, x, train, given)
+        x, drawn = _block(n, linear, norm, lambda: self.make_rng("dropout"), self.rate, x, train)
         guest = None if self.inner is None else br.ToLinen(self.inner, name=f"guest{n + 1}")
         return _next(guest, x, drawn, train)
 
@@ -95,10 +100,10 @@ class NNXLevel(nnx.Module):
         guest = br.ToNNX(inner, rngs=rngs).lazy_init(jnp.ones((BATCH, WIDTH)), True) if inner is not None else None
         self.guest = nnx.data(guest)
 
-    def __call__(self, x, train, given=None):
+    def __call__(self, x, train):
         linear, norm = getattr(self, f"linear{self.number}"), getattr(self, f"norm{self.number}")
         norm = functools.partial(norm, use_running_average=not train)
-        x, drawn = _block(self.number, linear, norm, self.rngs, self.rate, x, train, given)
+        x, drawn = _block(self.number, linear, norm, self.rngs, self.rate, x, train)
         return _next(self.guest, x, drawn, train)
 
 
@@ -137,10 +142,10 @@ class CoreLevel(br.Module):
         wrapper = _WRAPPERS.get(self.framework)
         self.guest = wrapper(self.inner, name=f"guest{n + 1}") if wrapper is not None else self.inner
 
-    def __call__(self, x, train, given=None):
+    def __call__(self, x, train):
         norm = functools.partial(self.norm, train=train)
         draw = lambda: br.rng("dropout")  # noqa: E731
-        x, drawn = _block(self.number, self.linear, norm, draw, self.rate, x, train, given)
+        x, drawn = _block(self.number, self.linear, norm, draw, self.rate, x, train)
         return _next(self.guest, x, drawn, train)
 
 
