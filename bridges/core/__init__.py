@@ -1,12 +1,12 @@
 """The module system: flat state that any method may read and write. Knows JAX and NumPy only."""
 
 from bridges.core._apply import apply as apply
+from bridges.core._asked import flag as flag
+from bridges.core._asked import flags as flags
+from bridges.core._asked import rng as rng
+from bridges.core._asked import state as state
 from bridges.core._context import Context as Context
 from bridges.core._context import context as context
-from bridges.core._context import flag as flag
-from bridges.core._context import flags as flags
-from bridges.core._context import rng as rng
-from bridges.core._context import state as state
 from bridges.core._control import cond as cond
 from bridges.core._control import fori_loop as fori_loop
 from bridges.core._control import scan as scan
