@@ -198,6 +198,7 @@ def scan(
 
     Raises:
       EntryShapeError: A stacked entry has no axis of that length.
+      MissingEntryError: `state_axes` names a path with no entries.
 
     >>> import bridges as br
     >>> class Layer(br.Module):
@@ -251,6 +252,7 @@ def scan(
     inputs = (index, stacked, xs)
     (written, carry), (own, ys) = jax.lax.scan(run, begin, inputs, length=count, reverse=reverse, unroll=unroll)
     _finish(outer, {**written, **stack.whole(own)}, [step])
+    stack.check()
     return carry, ys
 
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from bridges.core._context import Context
-from bridges.core._errors import EntryShapeError, describe, listing
+from bridges.core._errors import EntryShapeError, FilterError, MissingEntryError, describe, hint, listing
+from bridges.core._filter import is_filter
 from bridges.core._flat import under
 from bridges.core._kind import is_transient
 from bridges.core._rng import Streams, fold
@@ -31,7 +32,14 @@ class Stack:
 
     def __init__(self, outer: Context, axes: Mapping[Any, int | None], count: int):
         self.outer, self.count = outer, count
-        self.axes = {only if isinstance(only, str) else only.path: axis for t, axis in axes.items() for only in each(t)}
+        named = [(only, axis) for target, axis in axes.items() for only in each(target)]
+        if wrong := [only for only, _ in named if is_filter(only)]:
+            raise FilterError(
+                f"state_axes names modules, paths and prefixes, and got {wrong[0]!r}: of what kind an entry is, is not known"
+                " before it is made. Name the module, and with None what its members share, {net: 0, 'net/norm': None}."
+            )
+        self.axes = {only if isinstance(only, str) else only.path: axis for only, axis in named}
+        self.texts = [only for only, _ in named if isinstance(only, str)]
 
     def axis(self, path: str) -> int | None:
         """Returns the axis along which an entry is stacked, None for one that is shared."""
@@ -71,6 +79,20 @@ class Stack:
             recorded = is_transient(outer.declared(path))
             found[path] = value if recorded else jnp.moveaxis(value, 0, self.axis(path) or 0)
         return found
+
+    def check(self) -> None:
+        """Raises if a path or prefix, given as text, names no entry after the call: what it meant would be shared.
+
+        Raises:
+          MissingEntryError: The texts.
+        """
+        entries = self.outer.entries
+        if lost := [text for text in self.texts if not any(under(path, text) for path in entries)]:
+            raise MissingEntryError(
+                "state_axes names what has no entries, so that nothing is stacked there:\n"
+                + listing(f"{text!r}{hint(text, entries)}" for text in lost)
+                + "\nName a path or prefix as it is in the state, or the module itself."
+            )
 
     def create(
         self, run: Callable[[Context, Any], Any], args: Any, first: Any, axes: Any = 0, axis_name: Any = None

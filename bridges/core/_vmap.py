@@ -42,6 +42,7 @@ def vmap(
         stacked along axis 0.
 
     Raises:
+      MissingEntryError: `state_axes` names a path with no entries.
       EntryShapeError: A shared entry is written with a value that differs between the members, or a stacked one has no
         axis of their number.
     """
@@ -96,6 +97,7 @@ def vmap(
             ) from err
         for path, value in {**stack.whole(own), **common}.items():
             outer.write(path, value, outer.kind(path))
+        stack.check()
         if outer.streams is not None:
             outer.streams.join(used[-1])
         return out

@@ -217,3 +217,32 @@ def test_members_of_an_ensemble_have_values_and_masks_of_their_own():
     trained, _ = jax.jit(br.pure(step))(state, X)
     moved = jnp.abs(trained["member/layer/w"] - state["member/layer/w"]).reshape(3, -1).max(1)
     assert (moved > 0).all() and trained["member/shared/w"].shape == (4, 4)
+
+
+def test_what_is_there_stays_when_the_rest_is_made():
+    net = Deep()
+    weights = {"deep/block/w": jax.random.normal(jax.random.key(9), (3, 4, 4))}
+    state = br.init(net)(weights, X, seed=0)
+    assert (state["deep/block/w"] == weights["deep/block/w"]).all() and state["deep/block/b"].shape == (3, 4)
+    assert jax.tree.structure(state) == jax.tree.structure(br.init(net)({}, X, seed=0))
+    compiled = br.init(net, out_shardings=None)({}, X, seed=0)
+    np.testing.assert_allclose(compiled["deep/block/w"], br.init(net)({}, X, seed=0)["deep/block/w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lift", ["scan", "vmap"])
+def test_names_that_would_stack_nothing_are_refused(lift):
+    layer, idle = Layer(name="layer"), Layer(name="idle")
+
+    def fn(x, axes):
+        if lift == "scan":
+            return br.scan(lambda x, _: (layer(x), None), x, length=3, state_axes=axes)[0]
+        return br.vmap(layer, in_axes=None, axis_size=3, state_axes=axes)(x)
+
+    def make(axes):
+        return br.init(lambda x: fn(x, axes))({}, X, seed=0)
+
+    with pytest.raises(br.MissingEntryError, match=r"(?s)'layer/v'.*Did you mean 'layer/w'"):
+        make({layer: 0, "layer/v": 0})
+    with pytest.raises(br.FilterError, match=r"names modules, paths and prefixes, and got.*Param"):
+        make({br.Param: 0})
+    assert make({(layer, idle): 0})["layer/w"].shape == (3, 4, 4)  # a module may have no entries
