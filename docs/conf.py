@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "guides",
     "messages",
+    "api",
     "docstrings",
 ]
 exclude_patterns = ["_build", "_ext"]

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+import bridges
 from tests.site.conftest import NARROW, WIDE
 
 FOLDER = pathlib.Path(os.environ.get("BRIDGES_SITE") or "unbuilt")
@@ -140,6 +141,18 @@ def test_search_finds(page, site, word):
     found = [link.evaluate("a => a.pathname") for link in page.locator("#search-results li a").all()]
     assert all(word.lower() in pathlib.Path(file).read_text("utf-8").lower() for file in found)
     assert page.problems == []
+
+
+def test_every_public_name_has_an_entry(site):
+    entries = "".join(file.read_text("utf-8") for file in (site / "api").glob("*.html"))
+    explained = (site / "errors.html").read_text("utf-8")
+    homes = ("", "haiku_adapter.", "linen_adapter.", "nnx_adapter.", "optax_adapter.", "param_mapping.", "infer.")
+
+    def has(name):
+        return any(f'id="bridges.{home}{name}"' in entries for home in homes) or f'id="{name.lower()}"' in explained
+
+    names = [n for n in bridges.__all__ if callable(getattr(bridges, n))]
+    assert len(names) > 50 and [name for name in names if not has(name)] == []
 
 
 def test_the_theme_can_be_switched(page, site):
