@@ -80,7 +80,8 @@ class ToLinen(nn.Module):
         else:
             own["host"] = Host(args[0], args[1:], kwargs, root="variables", bridge="ToLinen")
             if own["host"].framework == "flax.nnx":
-                own["host"].module._memory.maker.places = False  # Axis names are notes in Linen, for boxes.
+                module = own["host"].module
+                module._memory = module._memory.unplaced()  # Axis names are notes in Linen, for boxes.
         for field, value in own.items():
             object.__setattr__(self, field, value)
         self.__post_init__()

@@ -8,9 +8,13 @@ that does not fit is listed in one error.
 from __future__ import annotations
 
 import contextlib
+import functools
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bridges._nnx._call import Call
@@ -43,6 +47,20 @@ class Memory:
         self.created: dict[str, Leaf] = {}  # Variables that calls have created, by the paths of their entries.
         self.asked: Streams | None = None  # The streams that the constructor asks for.
         self.kept: dict[Streams, tuple[KeptStream, ...]] = {}
+
+    def unplaced(self) -> Memory:
+        """Returns what is known of the same model when its Variables are not placed on a mesh as they are made.
+
+        Equal classes with equal arguments share it: a Linen module is made anew at every trace.
+        """
+        ctor, args, kwargs = self.maker.ctor, self.maker.args, self.maker.kwargs
+        while isinstance(ctor, functools.partial):
+            ctor, args, kwargs = ctor.func, (*ctor.args, *args), {**ctor.keywords, **kwargs}
+        given = (*args, *kwargs.values())
+        if isinstance(ctor, type) and all(map(_plain, given)):
+            return _unplaced(ctor, *args, **kwargs)
+        self.maker.places = False
+        return self
 
     def base(self, streams: Streams = ()) -> tuple[Template, bool]:
         """Returns the template of what the constructor makes with such streams, and whether that needs a key."""
@@ -201,3 +219,17 @@ def tag_of(kind: Kind | None) -> str | None:
 def at(where: str, path: str) -> str:
     """Returns the full path of an entry below a wrapper."""
     return f"{where}{_flat.SEPARATOR}{path}" if where else path
+
+
+@functools.lru_cache(maxsize=512, typed=True)
+def _unplaced(ctor: type, /, *args: Any, **kwargs: Any) -> Memory:
+    maker = Maker(ctor, args, kwargs)
+    maker.places = False
+    return Memory(maker)
+
+
+def _plain(value: Any) -> bool:
+    """Whether equal arguments make equal modules, and hold no array: functions and types are equal if they are the same."""
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, type, types.FunctionType, np.dtype, jnp.dtype))

@@ -394,6 +394,31 @@ def test_jit_tells_parts_apart():
     assert [float(a) for a in outs] == [2, 3, 4, 5, 6]
 
 
+def test_modules_made_anew_at_each_trace_know_what_equal_ones_have_learned():
+    made = []
+
+    class Layer(nnx.Module):
+        def __init__(self, size, *, rngs):
+            made.append(size)
+            self.dense = nnx.Linear(3, size, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(x)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(5):
+                x = ToLinen(Layer, 3)(x)
+            return ToLinen(Layer, size=2)(x)
+
+    variables = initial(Model(), X)
+    Model().apply(variables, X)
+    before = len(made)
+    assert jax.jit(Model().apply)(variables, X).shape == (4, 2)
+    assert len(made) == before
+
+
 def test_cond_and_while():
     class Counter(nnx.Module):
         def __init__(self):
