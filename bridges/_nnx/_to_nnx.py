@@ -163,7 +163,7 @@ class ToNNX(Lean):
             assert streams is not None
             new = init(call)(state, args, kwargs, seed=streams.seed(), flags=self._flags())
             streams.advance_all()
-        for path in new.keys() - state.keys():
+        for path in [path for path in new if path not in state]:
             self._place(path, new[path], new.kind(path))
         self._learn(new)
         if streams is not None and method is None and not may_draw(self.host, self._entries(), args, kwargs):
