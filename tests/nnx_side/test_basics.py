@@ -132,6 +132,8 @@ def part(mode):
 
 def test_display(part, capsys):
     model = layer(part, 2, 5, nnx.Rngs(0))
+    assert isinstance(model, nnx.Module)
+    assert all(isinstance(leaf, nnx.Variable) for _, leaf in nnx.to_flat_state(nnx.state(model)))
     nnx.display(model)
     shown = capsys.readouterr().out
     assert "ToNNX(" in shown

@@ -17,6 +17,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.errors import TraceContextError
 from jax.ad_checkpoint import checkpoint_name
 
 import bridges as br
@@ -426,3 +427,71 @@ print("done")
 
 def test_eight_devices():
     assert run(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8").endswith("done\n")
+
+
+# Programs that do something with the module itself -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["haiku", "core"])
+def test_subclasses(part):
+    class Scaled(br.ToNNX):
+        def __init__(self, rngs):
+            super().__init__(PARTS[part], rngs=rngs)
+            self.scale = nnx.Param(jnp.full(2, 2.0))
+            self.tag = "x"
+
+        def __call__(self, x):
+            return super().__call__(x) * self.scale
+
+    model = Scaled(nnx.Rngs(0)).lazy_init(X)
+    plain = nnx.clone(model)
+    plain.scale[...] = jnp.ones(2)
+    for graph in (True, False):
+        close(nnx.jit(br.ToNNX.__call__, graph=graph)(nnx.clone(model), X), wrapped(part)(X))
+        close(nnx.jit(lambda m, x: m(x), graph=graph)(nnx.clone(model), X), nnx.clone(plain)(X) * 2)
+    assert set(nnx.grad(lambda m: m(X).sum())(nnx.clone(model))) == {"scale", "variables"}
+    assert nnx.merge(*nnx.split(model)).tag == "x"
+
+
+def test_what_a_compiled_function_does_to_the_module():
+    model = random_one("linen")
+
+    @nnx.jit
+    def run(model, x):
+        nnx.update(model, jax.tree.map(lambda v: v * 0, nnx.state(model, nnx.Param)))
+        out = model(x)
+        sown = nnx.pop(model, nnx.Intermediate)
+        model.seen = nnx.Intermediate(x.sum())
+        return out, sown
+
+    for _ in range(2):
+        out, sown = run(model, X)
+        assert len(jax.tree.leaves(sown)) == (1 if "seen" not in sown else 2)
+    assert not out.any()
+    assert not any(v.any() for v in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(model.seen[...], X.sum(), rtol=1e-6)
+
+
+def test_the_model_in_the_carry_of_jax(stateful):
+    model, plain = random_one(stateful), random_one(stateful)
+
+    def step(model, x):
+        out = model(x)
+        return model, out
+
+    after, outs = jax.jit(lambda model, xs: jax.lax.scan(step, model, xs))(model, jnp.stack([X, X + 1]))
+    close(outs, jnp.stack([plain(X), plain(X + 1)]))
+    close(state(after), state(plain))
+    assert any(not np.array_equal(a, b) for a, b in zip(state(model), state(plain), strict=True))
+
+
+def test_a_closed_over_model_may_be_read_and_not_changed():
+    model = random_one("haiku")
+    model.eval()
+    close(jax.jit(lambda x: model(x, is_training=False))(X), model(X, is_training=False))
+    with pytest.raises(TraceContextError, match="Cannot mutate BatchStat"):
+        jax.jit(lambda x: model(x, is_training=True))(X)
+    empty = br.ToNNX(nn.Dense(2), rngs=nnx.Rngs(0))
+    with pytest.raises(TraceContextError):
+        jax.jit(lambda x: empty.lazy_init(x)(x))(X)
+    assert len(empty.variables) == 0

@@ -213,3 +213,41 @@ def test_a_float_state_stays_differentiable_beside_keys(native, net):
     params, rest = state.partition(br.Param, ...)
     grads = jax.grad(lambda params: (br.pure(net)(params | rest, IMAGES)[1] ** 2).sum())(params)
     assert all(np.isfinite(value).all() for value in grads.values())
+
+
+def test_scan_over_layers_of_which_each_has_its_entries_and_keys():
+    class Tower(br.Module):
+        def __init__(self):
+            self.linear = br.NNXModule(nnx.Linear, 3, 3)
+            self.drop = br.NNXModule(nnx.Dropout, 0.5)
+
+        def __call__(self, x):
+            def step(x, _):
+                return self.drop(self.linear(x)), None
+
+            return br.scan(step, x, length=4, state_axes={self.linear: 0, self.drop: 0})[0]
+
+    tower, x = Tower(), inputs(2, 3)
+    state = br.init(tower)({}, x, seed=0)
+    assert state["tower/linear/params/kernel"].shape == (4, 3, 3)
+    assert len(np.unique(state["tower/linear/params/kernel"][:, 0, 0])) == 4
+    keys = jax.random.key_data(state["tower/drop/RngKey/rngs/key"])
+    assert len({key.tobytes() for key in np.asarray(keys)}) == 4
+
+    @nnx.split_rngs(splits=4)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(rngs):
+        return nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+
+    native = create(nnx.Rngs(0))
+    kernel, bias = native.layers[0].kernel, native.layers[0].bias
+    kernel.set_value(state["tower/linear/params/kernel"])
+    bias.set_value(state["tower/linear/params/bias"])
+    stream = native.layers[1].rngs
+    stream.key.set_value(state["tower/drop/RngKey/rngs/key"])
+    stream.count.set_value(state["tower/drop/RngCount/rngs/count"])
+    forward = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    for _ in range(2):
+        state, out = br.pure(tower)(state, x)
+        np.testing.assert_allclose(out, forward(x, native), rtol=1e-6)
+    np.testing.assert_array_equal(state["tower/drop/RngCount/rngs/count"], [2] * 4)

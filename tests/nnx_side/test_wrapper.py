@@ -809,3 +809,33 @@ def test_an_optimizer_steps_parameters_only():
     after, metrics = br.jit(train)(state, IMAGES)
     assert np.isfinite(metrics["loss"])
     assert equal(after["net/RngKey/drop/rngs/key"], state["net/RngKey/drop/rngs/key"])
+
+
+def test_containers_of_modules_and_variables():
+    class Held(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)])
+            self.named = nnx.Dict(head=nnx.Linear(3, 3, rngs=rngs), scales=nnx.List([nnx.Param(jnp.full(3, 2.0))]))
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.named["head"](x) * self.named["scales"][0]
+
+    net, native, x = NNXModule(Held), Held(nnx.Rngs(0)), inputs(2, 3)
+    state = br.init(net)({}, x, seed=0)
+    assert {p for p in state if "bias" not in p} == {
+        "held/params/layers/0/kernel",
+        "held/params/layers/1/kernel",
+        "held/params/named/head/kernel",
+        "held/params/named/scales/0",
+    }
+    for fn, want in ((net, native), (net.layers[1], native.layers[1]), (net.named["head"], native.named["head"])):
+        np.testing.assert_array_equal(br.pure(fn)(state, x)[1], want(x))
+
+
+def test_classes_that_FromNNX_made_are_pickled():
+    net = FromNNX(nnx.Linear)(3, 2)
+    state, x = br.init(net)({}, inputs(1, 3), seed=0), inputs(1, 3)
+    other = pickle.loads(pickle.dumps(net))
+    np.testing.assert_array_equal(br.pure(other)(state, x)[1], br.pure(net)(state, x)[1])
