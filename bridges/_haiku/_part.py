@@ -15,6 +15,7 @@ from typing import Any
 import haiku as hk
 import jax
 
+from bridges._haiku._flags import for_layer
 from bridges._haiku._frame import Draw, Watch, drawing, run_apply, run_init
 from bridges._haiku._tree import Native
 from bridges.core import _flat
@@ -86,7 +87,7 @@ class Code(Part):
             return {}
         signature = inspect.signature(found)
         signature = signature.replace(parameters=list(signature.parameters.values())[1:])
-        return told(signature, args[0], args[1], flags)
+        return told(signature, args[0], args[1], for_layer(self._cls, flags))
 
     def is_property(self, method: str) -> bool:
         """Whether this method is a property, to be read and not called."""

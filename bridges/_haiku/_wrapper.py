@@ -43,7 +43,7 @@ class HaikuModule(Module):
 
     `bridges.flags(train=…, deterministic=…, use_running_average=…)` reach a call of a function or class where it takes an
     argument of that name (or `is_training`, `training`) that is not passed, and layers inside that lack it (`hk.BatchNorm`
-    in a `hk.Sequential`).
+    in a `hk.Sequential`, for which `use_running_average` decides too).
 
     Calls take the arguments of the code. A method of the class, or one of the functions of a `multi_transform`, is reached
     by its name as an attribute, `net.encode(x)`, or as `net(x, method='encode')`; the latter also where the wrapper has an

@@ -84,3 +84,12 @@ def test_deterministic_says_nothing_to_a_call_that_takes_is_training():
     """It is about dropout alone; whether statistics move would be a guess."""
     with pytest.raises(TypeError, match="is_training"):
         br.init(br.HaikuModule(Class))({}, X, seed=0, flags={"deterministic": True})
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: br.HaikuModule(hk.BatchNorm, True, True, 0.9), lambda: br.HaikuModule(silent)]
+)
+def test_use_running_average_decides_for_batch_norm(make):
+    assert moved(make(), {**TRAIN, "use_running_average": True}) is False
+    assert moved(make(), {**EVAL, "use_running_average": False}) is True
+    assert moved(make(), {"use_running_average": True}) is False
