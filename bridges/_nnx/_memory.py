@@ -53,7 +53,8 @@ class Memory:
 
         Equal classes with equal arguments share it: a Linen module is made anew at every trace.
         """
-        ctor, args, kwargs = self.maker.ctor, self.maker.args, self.maker.kwargs
+        ctor: Any = self.maker.ctor
+        args, kwargs = self.maker.args, self.maker.kwargs
         while isinstance(ctor, functools.partial):
             ctor, args, kwargs = ctor.func, (*ctor.args, *args), {**ctor.keywords, **kwargs}
         given = (*args, *kwargs.values())
