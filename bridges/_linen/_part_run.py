@@ -13,7 +13,7 @@ from bridges._linen._call import Call
 from bridges._linen._module_stack import apart, captured_once
 from bridges._linen._passed_keys import PassedKeys
 from bridges._linen._placed import Held, Place, at, known_kind, nested, placed, recorded, shown
-from bridges._linen._scope_errors import ImmutableError, StreamError, stream_of
+from bridges._linen._scope_errors import Immutable, NoStream, stream_of
 from bridges._linen._scope_keys import ScopeStreams
 from bridges.core._context import Context
 from bridges.core._errors import (
@@ -153,11 +153,11 @@ class Run:
     def _explained(self, streams: ScopeStreams | None) -> Iterator[None]:
         try:
             yield
-        except StreamError:
+        except NoStream:
             raise
         except SeedError as err:
             given = () if streams is None else streams.source.names.values()
-            raise StreamError(stream_of(err), given, self.where) from err
+            raise NoStream(stream_of(err), given, self.where) from err
         except (CreateError, MissingEntryError) as err:
             if not getattr(err, "_to_linen", False):
                 err._to_linen = True  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ class Run:
         if self.host.core:
             self._check_places(held, {p: placed(self.host, p, kind) for p, kind in ctx.declarations.items()})
         if frozen:
-            raise ImmutableError(frozen, self.where)
+            raise Immutable(frozen, self.where)
         self._check_names(kept)
         variables = self.module.variables
         again = self._recorded_in_this_apply()

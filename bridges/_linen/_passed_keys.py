@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges._host._host import Host
-from bridges._linen._scope_errors import StreamError
+from bridges._linen._scope_errors import NoStream
 from bridges._linen._scope_keys import ScopeStreams
 from bridges.core._context import Context
 
@@ -52,7 +52,7 @@ class PassedKeys:
         """Returns the streams that a call has drawn from: their names in NNX -> the streams of the scope.
 
         Raises:
-          StreamError: It has drawn from one that there is no key for.
+          NoStream: It has drawn from one that there is no key for.
         """
         found = {}
         for stream in self.kept:
@@ -60,7 +60,7 @@ class PassedKeys:
                 continue
             name = self.sources[stream.count]
             if name is None:
-                raise StreamError(stream.tag, (), f"{where} (its {stream.path!r})")
+                raise NoStream(stream.tag, (), f"{where} (its {stream.path!r})")
             found[stream.tag] = name
         return found
 

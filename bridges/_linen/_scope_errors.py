@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from flax import errors as flax_errors
 
-from bridges.core._errors import PermissionsError, SeedError, listing
+from bridges.core._errors import BridgeError, PermissionsError, SeedError, listing
 
 
-class ImmutableError(PermissionsError, flax_errors.ModifyScopeVariableError):
+class Immutable(PermissionsError, flax_errors.ModifyScopeVariableError):
     """A part modifies a collection that is not mutable; what Linen raises, in our words."""
 
     def __init__(self, frozen: Mapping[str, list[str]], where: str):
@@ -27,10 +27,10 @@ class ImmutableError(PermissionsError, flax_errors.ModifyScopeVariableError):
             + f"\nPass mutable={sorted(frozen)} to apply, and take the new values from its second result; or call the part"
             " so that it modifies nothing (train=False, deterministic=True)."
         )
-        Exception.__init__(self, text)
+        BridgeError.__init__(self, text)
 
 
-class StreamError(SeedError, flax_errors.InvalidRngError):
+class NoStream(SeedError, flax_errors.InvalidRngError):
     """A part draws from a stream that `init` or `apply` was given no key for; what Linen raises, in our words."""
 
     def __init__(self, stream: str, given: Iterable[str], where: str):
@@ -40,7 +40,7 @@ class StreamError(SeedError, flax_errors.InvalidRngError):
             f" {', '.join(sorted(given)) or 'none'}. Pass it: model.apply(variables, x, rngs={{{stream!r}: key}}), or one"
             " key for all streams."
         )
-        Exception.__init__(self, text)
+        BridgeError.__init__(self, text)
 
 
 def stream_of(err: SeedError) -> str:

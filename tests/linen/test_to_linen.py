@@ -308,6 +308,16 @@ def test_a_collection_that_is_modified_and_not_mutable(part, collection):
         ToLinen(part).apply(variables, X, rngs={"dropout": KEY}, mutable=["params"])
 
 
+def test_errors_say_where_they_are_explained():
+    variables = initial(ToLinen(Net), X)
+    with pytest.raises(br.PermissionsError) as err:
+        ToLinen(Net).apply(variables, X, rngs=KEY)
+    assert err.value.help == "docs/errors.md#permissionserror"
+    with pytest.raises(br.SeedError) as err:
+        ToLinen(Net).apply(variables, X, mutable=True)
+    assert err.value.help == "docs/errors.md#seederror"
+
+
 def test_init_makes_what_is_mutable():
     with pytest.raises(br.PermissionsError, match="batch_stats"):
         ToLinen(Net).init(KEY, X, mutable=["params"])

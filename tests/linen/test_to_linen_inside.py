@@ -394,6 +394,84 @@ def test_jit_tells_parts_apart():
     assert [float(a) for a in outs] == [2, 3, 4, 5, 6]
 
 
+@parts
+def test_map_variables(name):
+    def twice(variables):
+        return jax.tree.map(lambda a: a * 2, variables)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            cls = nn.map_variables(ToLinen, "params", trans_in_fn=twice, init=self.is_initializing())
+            return cls(LAYERS[name][0], name="layer")(x)
+
+    variables = initial(Model(), X)
+    params = linen_params(name, twice(variables["params"]["layer"]))
+    close(Model().apply(variables, X), LinenLayer().apply({"params": params}, X))
+
+
+@parts
+def test_lifted_gradients(name):
+    class Model(nn.Module):
+        layer: object
+
+        @nn.compact
+        def __call__(self, x):
+            layer = self.layer(name="layer")
+            if self.is_initializing():
+                return layer(x)
+            value, grads = nn.value_and_grad(lambda m, x: (m(x) ** 2).sum(), layer, x)
+            out, vjp = nn.vjp(lambda m, x: m(x), layer, x)
+            ones = {"params": jax.tree.map(jnp.ones_like, layer.variables["params"])}
+            return value, grads, vjp(out), nn.jvp(lambda m, x: m(x), layer, (x,), (x,), ones)
+
+    part = LAYERS[name][0]
+    model = Model(lambda name: ToLinen(part, name=name))
+    variables = initial(model, X)
+    native = {"params": {"layer": linen_params(name, variables["params"]["layer"])}}
+    value, grads, (own, pulled), pushed = model.apply(variables, X)
+    want = Model(LinenLayer).apply(native, X)
+    close((value, grads, pulled, pushed), (want[0], want[1], want[2][1], want[3]))
+    close(linen_params(name, own["params"]), want[2][0]["params"])
+
+
+def test_scan_of_remat_with_dropout_statistics_and_sown_values():
+    class Cell(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x, _):
+            x = self.drop(self.norm(x))
+            self.sow(nnx.Intermediate, "dropped", x == 0)
+            return x, None
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            cls = nn.scan(
+                nn.remat(ToLinen),
+                variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=3,
+            )
+            return cls(Cell, name="cells")(x, None)[0]
+
+    variables = initial(Model(), X)
+    given = {"rngs": {"dropout": KEY}, "mutable": ["batch_stats", "intermediates"]}
+    out, new = Model().apply(variables, X, **given)
+    (dropped,) = new["intermediates"]["cells"]["dropped"]
+    assert dropped.shape == (3, 4, 3) and not same(dropped[0], dropped[1])
+    np.testing.assert_allclose(
+        new["batch_stats"]["cells"]["norm"]["mean"][0],
+        variables["batch_stats"]["cells"]["norm"]["mean"][0] * 0.9 + X.mean(0) * 0.1,
+        rtol=1e-5,
+    )
+    grads = jax.grad(lambda v: Model().apply(v, X, **given)[0].sum())(variables)
+    assert np.isfinite(grads["params"]["cells"]["norm"]["scale"]).all()
+    assert same(Model().apply(variables, X, **given)[0], out)
+
+
 def test_modules_made_anew_at_each_trace_know_what_equal_ones_have_learned():
     made = []
 
