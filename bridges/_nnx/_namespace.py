@@ -93,6 +93,18 @@ def place(tree: dict[str, Any], path: str, variable: nnx.Variable) -> None:
     tree[last] = variable
 
 
+def remove(tree: dict[str, Any], path: str) -> None:
+    """Removes the Variable at a path of nested dictionaries, and the dictionaries that are empty without it."""
+    *parents, last = path.split(SEPARATOR)
+    nodes = [tree]
+    for name in parents:
+        nodes.append(nodes[-1][name])
+    del nodes[-1][last]
+    for node, name in zip(reversed(nodes[:-1]), reversed(parents), strict=True):
+        if not node[name]:
+            del node[name]
+
+
 def _absent(path: str, tree: dict[str, Any]) -> Any:
     known = variables_in(tree)
     raise MissingEntryError(f"There is no Variable {path!r} among {len(known)}.{hint(path, known)}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bridges._host._drawing import may_draw
+from bridges._host._fit import check_fit
 from bridges._host._host import Host
 from bridges._host._training import settings
 from bridges._nnx._growing import Growing, collections_named
@@ -23,7 +24,7 @@ from bridges._nnx._kinds import kind_of, made
 from bridges._nnx._lean import Lean
 from bridges._nnx._leaves import collection_of
 from bridges._nnx._maker import as_rngs
-from bridges._nnx._namespace import Namespace, place, variables_in
+from bridges._nnx._namespace import Namespace, place, remove, variables_in
 from bridges._nnx._streams import NextKeys
 from bridges.core import BatchStat, Module, Param, State
 from bridges.core._context import context
@@ -189,6 +190,12 @@ class ToNNX(Lean):
             self.lazy_init(*args, method=method, **kwargs)
         self._check()
         kwargs |= settings(self.host, method, args, kwargs, self._modes())
+        if self.host.core and not self.host.known:  # Filled without `lazy_init`.
+            expected = check_fit(
+                self.host, self._entries(), lambda: self.host.call(method, args, kwargs), self._flags()
+            )
+            if expected is not None:
+                self._learn(expected)
         return self._run(lambda: self.host.call(method, args, kwargs), kwargs.get("mutable"))
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
@@ -252,6 +259,9 @@ class ToNNX(Lean):
             kind = ctx.kind(path)
             assert kind is not None
             self._place(path, ctx.entries[path], kind)
+        for path in ctx.removed:
+            self._check_valid_context(lambda: f"Cannot remove entries of {self.host!r} at another trace level")
+            remove(vars(self)["variables"], self.host.outer(path))
         if streams is not None:
             streams.advance()
         return out

@@ -963,6 +963,48 @@ def test_core_part():
     assert type(ToNNX(Core, size=3, rngs=0).part) is type(Core)
 
 
+def test_core_part_that_was_filled_and_never_initialised():
+    class Layer(br.Module):
+        def __call__(self, x):
+            return x @ self.get("w", lambda: jax.random.normal(br.rng("params"), (3, 2)), kind=br.Param)
+
+    def filled(**entries):
+        model = ToNNX(Layer())
+        nnx.update(model, {"variables": {"layer": {name: nnx.Param(value) for name, value in entries.items()}}})
+        return model
+
+    w = jnp.ones((3, 2))
+    assert same(filled(w=w)(X), X @ w)
+    with pytest.raises(br.StructureError, match="unexpected 'layer/v'"):
+        filled(w=w, v=w)(X)
+    with pytest.raises(br.EntryShapeError, match=r"'layer/w': got float32\[2,3\], wanted float32\[3,2\]"):
+        filled(w=w.T)(X)
+    with pytest.raises(br.MissingEntryError, match="missing 'layer/w'"):
+        ToNNX(Layer())(X)
+
+
+def test_core_part_that_removes_entries():
+    class Recording(br.Module):
+        def __call__(self, x):
+            self.put("seen", x.sum(), kind=br.Intermediate)
+            return x * self.get("w", jnp.ones, (3,), kind=br.Param)
+
+        def take(self):
+            return self.pop(br.Intermediate)
+
+    model = ToNNX(Recording()).lazy_init(X)
+    for graph in (True, False):
+        model(X)
+        assert "recording/seen" in model.variables
+        taken = nnx.clone(model).take()
+        assert same(taken["recording/seen"], X.sum())
+        if graph:
+            nnx.jit(lambda model: model.take()["recording/seen"], graph=True)(model)
+        else:
+            model.take()
+        assert set(model.variables["recording"]) == {"w"}
+
+
 @pytest.mark.parametrize(
     "kind",
     [br.Param, br.BatchStat, br.Cache, br.Intermediate, br.RngState, br.Variable, Calls, br.Param(axes=("a", None))]
