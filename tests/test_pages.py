@@ -12,6 +12,7 @@ RUN = {
     "README.md": ("tests/test_readme.py", "tests/converters/test_console.py"),
     "docs/cli.md": (None, "tests/converters/test_console.py"),
     "docs/convert.md": ("tests/converters/test_docs_convert.py", None),
+    "docs/cookbook.md": ("tests/mapping/test_cookbook.py", None),
     "docs/errors.md": ("tests/test_errors_page.py", None),
     "docs/files.md": ("tests/converters/test_files_page.py", None),
     "docs/guests.md": ("tests/nnx_side/test_guests_page.py", "tests/examples/test_haiku_resnet_in_nnx.py"),
