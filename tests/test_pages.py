@@ -41,3 +41,16 @@ def test_blocks_are_run(page):
 def test_decisions_are_numbered_one_by_one():
     numbers = re.findall(r"^## ([0-9]+)\.", (ROOT / "docs" / "decisions.md").read_text("utf-8"), re.MULTILINE)
     assert numbers == [str(n + 1) for n in range(len(numbers))]
+
+
+def test_every_page_is_in_a_table_of_contents():
+    docs = ROOT / "docs"
+    listed = {
+        (page.parent / entry).relative_to(docs).as_posix()
+        for page in docs.rglob("*.md")
+        for block in re.findall(r"^```{toctree}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        for entry in block.split()
+        if not entry.startswith(":")
+    }
+    pages = {page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md")}
+    assert pages - listed == {"index"}, "the site does not build with a page that no toctree has"
