@@ -45,7 +45,7 @@ class _Step:
         body = Body(fn)
         outer = body.outer
         streams = outer.streams
-        self.keys = None if streams is None else streams.keys
+        self.keys = None if streams is None else streams.given()
         begin = counters if counters is not None else {} if streams is None else streams.counters
         used: list[Streams | None] = []
 

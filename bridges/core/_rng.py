@@ -82,6 +82,10 @@ class Streams:
         """The names given, empty for a single seed."""
         return tuple(name for name in self.keys if name != SINGLE)
 
+    def given(self) -> dict[str, jax.Array]:
+        """Returns the keys that the streams begin with, as inputs of an inner trace; a host may work them out only now."""
+        return dict(self.keys)
+
     def fork(self, keys: Mapping[str, jax.Array] | None = None) -> Streams:
         """Returns streams for an inner trace: the same counters (or fresh ones for new keys), nothing cached."""
         return Streams(self.keys, self.counters) if keys is None else Streams(keys)

@@ -107,7 +107,7 @@ class Stack:
           axis_name: As in `jax.vmap`.
         """
         outer = self.outer
-        keys, counters = (None, {}) if outer.streams is None else (outer.streams.keys, outer.streams.counters)
+        keys, counters = (None, {}) if outer.streams is None else (outer.streams.given(), outer.streams.counters)
 
         def create(index: Any, stacked: dict[str, Any], args: Any) -> dict[str, Any]:
             folded = fold(keys, index)

@@ -365,7 +365,7 @@ def _jit_inside(fn: Callable[..., Any], options: dict[str, Any]) -> Callable[...
         body = Body(fn)
         body.prepare(*args, **kwargs)
         outer = body.outer
-        keys = None if outer.streams is None else outer.streams.keys
+        keys = None if outer.streams is None else outer.streams.given()
         where = _Where(body)
         effects, after, out = compiled(where, dict(outer.entries), keys, *args, **kwargs)
         where.body = None  # JAX keeps the key for its cache: the context must not live on with it.

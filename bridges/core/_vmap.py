@@ -61,7 +61,7 @@ def vmap(
 
         sized = jax.vmap(lambda *_: jnp.zeros(()), spread, axis_size=axis_size)
         size = jax.eval_shape(sized, *args).shape[0]
-        keys = outer.streams.keys if outer.streams is not None else None
+        keys = outer.streams.given() if outer.streams is not None else None
         counters = dict(outer.streams.counters) if outer.streams is not None else {}
         used: list[Streams | None] = []
 
