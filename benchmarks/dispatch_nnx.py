@@ -63,6 +63,16 @@ class Native(nnx.Module):
         return x
 
 
+class Inside(nnx.Module):
+    """A module in a module: paths of Variables are as long as those of a wrapped part inside three of them."""
+
+    def __init__(self, inner: nnx.Module):
+        self.inner = inner
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.inner(x)
+
+
 def models(layers: int) -> dict[str, Any]:
     """Returns models of so many layers, the native one first."""
 
@@ -74,8 +84,10 @@ def models(layers: int) -> dict[str, Any]:
     rngs = nnx.Rngs(0)
     one = layers == 1
     linen = nn.Dense(8) if one else Linen(layers)
+    native = nnx.Linear(8, 8, rngs=rngs) if one else Native(layers, rngs)
     return {
-        "nnx": nnx.Linear(8, 8, rngs=rngs) if one else Native(layers, rngs),
+        "nnx": native,
+        "nnx, as deep": Inside(Inside(Inside(nnx.clone(native)))),
         "haiku": br.ToNNX(haiku, rngs=rngs).lazy_init(X),
         "linen": br.ToNNX(linen, rngs=rngs).lazy_init(X),
         "core": br.ToNNX(Core(layers=layers), rngs=rngs).lazy_init(X),

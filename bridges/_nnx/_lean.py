@@ -72,11 +72,16 @@ def _parted(module: Lean) -> tuple[list[tuple[str, Any]], _Static]:
         if nodes.get(name):
             if value is not None and name != _STATE:
                 data.append(item)
-        elif name != _NODES or nodes is not type(module)._pytree__nodes:
+        elif name != _NODES or _own(nodes, type(module)):
             static.append(item)
     if initializing:
         static.append((_STATE, True))
     return data, tuple(static)
+
+
+def _own(nodes: Any, cls: type[Lean]) -> bool:
+    """Whether a module knows of other data than its class says; an unpickled one has a mapping of its own that is equal."""
+    return nodes is not cls._pytree__nodes and nodes != cls._pytree__nodes
 
 
 def _name(item: tuple[str, Any]) -> str:

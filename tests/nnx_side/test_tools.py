@@ -311,6 +311,7 @@ def test_pickles(part):
     model = random_one(part)
     other = pickle.loads(pickle.dumps(model))
     assert same(state(other), state(model))
+    assert nnx.graphdef(other) == nnx.graphdef(model)
     close(other(X), model(X))
     other.train()
     other(X)
