@@ -39,7 +39,7 @@ docs: $(READY)-docs ## Build the site into build/site, warnings as errors; docs/
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 
 site-test: docs ## Build the site and drive it in a headless Chromium, if there is one
-	BRIDGES_SITE=build/site $(BIN)/python -m pytest tests/site -rs $(ARGS)
+	BRIDGES_SITE=build/site $(BIN)/python -m pytest -n 2 tests/site -rs $(ARGS)
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
 	$(BIN)/python -m pytest -n 2 $(ARGS)

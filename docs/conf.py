@@ -42,7 +42,8 @@ html_js_files = ["columns.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses for a site that is read from a disk
-html_sidebars = {"index": [], "guides/*": []}  # a guide has the width of the page for its columns
+# A guide has the width of the page for its columns; pages without neighbours have nothing to show there.
+html_sidebars = {page: [] for page in ("index", "start", "errors", "decisions", "guides/*")}
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": {page: ["page-toc"] for page in (*PAGES, "api/*")} | {"guides/*": []},

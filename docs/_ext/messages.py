@@ -54,7 +54,7 @@ def messages() -> dict[str, tuple[str, ...]]:
 
 
 class Messages(SphinxDirective):
-    """`{messages} ERROR`: a list, folded away until it is asked for or searched."""
+    """`{messages} ERROR`: a list."""
 
     required_arguments = 1
 
@@ -64,7 +64,7 @@ class Messages(SphinxDirective):
         if not texts:
             raise self.error(f"nothing raises {name} with a message of its own")
         items = (nodes.list_item("", nodes.paragraph("", text)) for text in texts)
-        return [nodes.bullet_list("", *items, classes=["messages"])]
+        return [nodes.paragraph("", "Its messages:"), nodes.bullet_list("", *items, classes=["messages"])]
 
 
 def setup(app: Sphinx) -> dict[str, object]:
