@@ -31,3 +31,19 @@ def captured_once(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         stack.pop()
+
+
+def in_scope_of_another(module: nn.Module) -> bool:
+    """Whether a module that calls a bound module has its scope (`nn.share_scope`), and may have variables there."""
+    scope: Any = module.scope
+    for caller in reversed(linen_module._context.module_stack):
+        if caller is None:
+            break
+        # Classes that transformations derive from a module's stand for the module itself.
+        if caller.scope is not None and caller.scope.path == scope.path and not _of_one_class(caller, module):
+            return True
+    return False
+
+
+def _of_one_class(a: nn.Module, b: nn.Module) -> bool:
+    return isinstance(a, type(b)) or isinstance(b, type(a))

@@ -10,7 +10,7 @@ from typing import Any
 from bridges._host._fit import abstract_entries, check_fit
 from bridges._host._training import told
 from bridges._linen._call import Call
-from bridges._linen._module_stack import apart, captured_once
+from bridges._linen._module_stack import apart, captured_once, in_scope_of_another
 from bridges._linen._passed_keys import PassedKeys
 from bridges._linen._placed import Held, Place, at, known_kind, nested, placed, recorded, shown
 from bridges._linen._scope_errors import Immutable, NoStream, stream_of
@@ -61,6 +61,7 @@ class Run:
                 " model.apply(variables, x); or call it in the method of another Linen module."
             )
         self.creating = module.is_initializing()
+        self.shared = module.name not in (None, self.scope.name) or in_scope_of_another(module)
 
     @property
     def where(self) -> str:
@@ -139,7 +140,7 @@ class Run:
         """Returns the scope's variables without those of the modules that it is shared with (`nn.share_scope`)."""
         variables, taken = self.module.variables, self.scope.reservations
         names = None
-        if self.module.name not in (None, self.scope.name) and not self.creating:
+        if not self.creating and self.shared:
             # The scope is another module's, which may yet declare variables of its own.
             run = functools.partial(self.host.call, method, args, kwargs)
             needed = abstract_entries(self.host, run, flags)

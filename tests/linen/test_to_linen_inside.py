@@ -174,6 +174,25 @@ def test_share_scope():
             a = self.param("a", nn.initializers.normal(), (3, self.rank))
             return y + x @ a @ self.param("b", nn.initializers.normal(), (self.rank, 3))
 
+    class OfField(nn.Module):
+        base: nn.Module
+        rank: int = 2
+
+        def setup(self):
+            nn.share_scope(self, self.base)
+
+        __call__ = After.__call__
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return OfField(ToLinen(nnx.Linear, 3, 3))(x)
+
+    variables = initial(Model(), X)
+    (p,) = variables["params"].values()
+    want = X @ p["kernel"] + p["bias"] + X @ p["a"] @ p["b"]
+    np.testing.assert_allclose(Model().apply(variables, X), want, rtol=1e-5)
+
     for model in (LoRA(), After()):
         variables = initial(model, X)
         p = variables["params"]
