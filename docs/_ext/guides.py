@@ -152,7 +152,7 @@ def visit_column(self, node: column) -> None:
     lines = lines.split("\n")
     lacking = node["lacking"] or [[] for _ in lines]
     marked = [
-        f'<span class="{" ".join(["line", *(f"not-{other}" for other in others)])}">{line or " "}\n</span>'
+        f'<span class="{" ".join(["line", *(f"not-{other}" for other in others)])}">{line}\n</span>'
         for line, others in zip(lines, lacking, strict=True)
     ]
     name = node["name"]
