@@ -7,12 +7,16 @@ partial mapping raises until the user has added the rest.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping as Table
+from collections.abc import Sequence
 from typing import Any
 
 from bridges._infer._found import Evidence, Parting, Unplaced
 from bridges.core._errors import BridgeError
 from bridges.mapping._mapping import Mapping
+
+_NUMBER = re.compile("[0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Verified:
     gradients: float
 
     def __str__(self) -> str:
-        return f"outputs agree to {self.outputs:.0e} and gradients to {self.gradients:.0e} in {self.dtype}"
+        outputs, gradients = (f"to {x:.0e}" if x else "exactly" for x in (self.outputs, self.gradients))
+        return f"outputs agree {outputs} and gradients {gradients} in {self.dtype}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,9 +91,7 @@ class InferredMapping(Mapping):
             lines[0] += f"; {self.verified}"
         if self.parting:
             lines.append(str_parting(self.parting))
-        lines += [str_unplaced(leaf) for leaf in self.unplaced]
-        lines += [f"{path!r} of the source went nowhere: add a rule, or `drop` it" for path in self.unused]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *open_lines(self.unplaced, self.unused), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what was found as plain data."""
@@ -106,8 +109,19 @@ class InferredMapping(Mapping):
         }
 
 
-def str_unplaced(leaf: Unplaced) -> str:
-    """Returns a line that says which leaf is not placed, why, and what it might be."""
+def open_lines(unplaced: Sequence[Unplaced], unused: Sequence[str]) -> list[str]:
+    """Returns a line for each leaf that is open, why, and what it might be; those alike but for numbers in one."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for leaf in unplaced:
+        alike.setdefault((_NUMBER.sub("#", leaf.path), leaf.reason), []).append(_unplaced(leaf))
+    for path in unused:
+        text = f"{path!r} of the source went nowhere: add a rule, or `drop` it"
+        alike.setdefault((_NUMBER.sub("#", path), ""), []).append(text)
+    more = " (and {} more like it)"
+    return [texts[0] + more.format(len(texts) - 1) * (len(texts) > 1) for texts in alike.values()]
+
+
+def _unplaced(leaf: Unplaced) -> str:
     part = f" ({100 * leaf.part:.0f} % of it is known)" if leaf.part else ""
     candidates = f"; it might be {', '.join(map(repr, leaf.candidates[:4]))}" if leaf.candidates else ""
     return f"{leaf.path!r} is not placed{part}: {leaf.reason}{candidates}"

@@ -21,7 +21,7 @@ from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped, 
 from bridges._infer._text import Line, write
 from bridges.core._errors import BridgeError
 from bridges.core._spec import Spec
-from bridges.mapping._generalise import generalise
+from bridges.mapping._generalise import generalise, literal
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._template import Template
 
@@ -154,10 +154,11 @@ class _Work:
                 extends=(self.src.framework, self.dst.framework) if pairs else None,
                 modules=[(line, self._evidence(self._under(line, pairs))) for line in modules],
                 rules=rows,
-                drop=[{"src": path, "reason": reason} for path, reason in dropped.items()],
-                fill={path: value for path, value in self.fills.items() if path not in covered[1]},
+                drop=[{"src": literal(path), "reason": reason} for path, reason in dropped.items()],
+                fill={literal(path): value for path, value in self.fills.items() if path not in covered[1]},
                 cast=self._casts(rest),
-                open=[*unplaced, *unused],
+                unplaced=unplaced,
+                unused=unused,
             )
             mapping = Rules.loads(text)
             problem = self._problem(mapping, lines, unplaced, unused)
@@ -194,12 +195,14 @@ class _Work:
             rule["resume"] = _TIED.format(", ".join(map(repr, family.src)))
         return rule
 
-    def _casts(self, joints: Iterable[Joint]) -> list[str]:
+    def _casts(self, joints: Sequence[Joint]) -> list[str]:
+        """Returns which targets of rules have another dtype than their sources: those, or all."""
         casts = []
         for joint in joints:
             dtypes = {self.src.entries[p].dtype for p in joint.sources}
             casts += [p for p in joint.targets if {self.dst.entries[p].dtype} != dtypes]
-        return casts
+        everything = len(casts) == sum(len(joint.targets) for joint in joints) > 1
+        return ["{m:path}"] if everything else [literal(path) for path in casts]
 
     def _under(self, line: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> list[str]:
         """Returns the target's entries that a line places."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridges._infer._found import Evidence, Unplaced
+from bridges._infer._inferred import open_lines
 from bridges.mapping import _toml
 
 _WIDTH = 118
@@ -54,7 +55,8 @@ def write(
     drop: Sequence[Mapping[str, Any]],
     fill: Mapping[str, Any],
     cast: Sequence[str],
-    open: Sequence[Unplaced | str],
+    unplaced: Sequence[Unplaced],
+    unused: Sequence[str],
 ) -> str:
     """Returns the TOML.
 
@@ -63,14 +65,10 @@ def write(
       extends: The frameworks whose conventions it extends.
       modules: Lines of `[modules]`, with the evidence for what they place.
       rules, drop, fill, cast: The sections of the mapping.
-      open: What is not placed: target leaves, and source leaves by path.
+      unplaced, unused: Target leaves and source leaves that are open.
     """
-    from bridges._infer._inferred import str_unplaced
-
     lines = [f"# {text}" for text in head]
-    for leaf in open:
-        text = str_unplaced(leaf) if isinstance(leaf, Unplaced) else f"{leaf!r} of the source went nowhere"
-        lines.append(f"# OPEN: {text}".replace("\n", " "))
+    lines += ["# OPEN: " + text.replace("\n", " ") for text in open_lines(unplaced, unused)]
     top: dict[str, Any] = {}
     if extends:
         top["extends"] = [f"conventions:{extends[0]}->{extends[1]}"]
