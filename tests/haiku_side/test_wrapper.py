@@ -705,11 +705,13 @@ def test_private_api_of_haiku_is_as_in_0_0_17():
 
 
 def pins():
+    assert _frame.sequence() is None
     drawn = []
     manager, missing = _frame.private_haiku(lambda: drawn.append(1) or jax.random.key(1))
     with pytest.raises(missing, match="non-None PRNGKey"):
         hk.next_rng_key()
     with manager:
+        assert _frame.sequence() is not None
         assert not drawn
         assert (
             jax.random.key_data(hk.next_rng_key()) == jax.random.key_data(next(hk.PRNGSequence(jax.random.key(1))))
@@ -720,3 +722,14 @@ def pins():
     assert len(drawn) == 1
     with pytest.raises(ValueError, match=r"perhaps set an init function\?"):
         hk.get_state("none")
+
+
+def test_a_call_that_does_not_train_makes_the_state_of_batch_norm():
+    """Haiku itself initialises no such call."""
+    with pytest.raises(ValueError, match="set an init function"):
+        hk.transform_with_state(norm).init(jax.random.key(0), X, False)
+    net = br.HaikuModule(norm)
+    state = br.init(net)({}, X, False, seed=0)
+    assert set(state) == set(br.init(net)({}, X, True, seed=0))
+    assert same(state["norm/params/linear/w"], br.init(net)({}, X, True, seed=0)["norm/params/linear/w"])
+    assert br.pure(net)(state, X, False)[1].shape == (4, 3)
