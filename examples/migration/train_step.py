@@ -52,6 +52,14 @@ def nnx_from(old, step):
     return model, optimizer
 
 
+def nnx_train_state_from(old, step):
+    like = nnx.create_train_state(0)
+    params = nnx_adapter.unflatten(to_nnx.forward(haiku_adapter.flatten(old.params)), like.params)
+    moved = to_nnx.optimizer(old.opt_state, old.params, like.params)
+    opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), jax.tree.leaves(moved))  # in Params again
+    return like.replace(params=params, opt_state=opt_state, step=step)
+
+
 def core_from(linen_state):
     entries = to_core.forward(linen_adapter.flatten({"params": linen_state.params}))
     opt_state = to_core.optimizer(linen_state.opt_state, linen_state.params, entries)
@@ -71,6 +79,8 @@ def prove(proof: Proof) -> None:
 
     in_linen, (model, optimizer) = linen_from(old, step=3), nnx_from(old, step=3)
     in_core = core_from(in_linen)
+    as_train_state = haiku.create_train_state(0).replace(params=old.params, opt_state=old.opt_state, step=3)
+    nnx_train_state = nnx_train_state_from(old, step=3)
     for number, key in enumerate(jax.random.split(jax.random.key(3), 3)):  # and goes on, with the same masks of dropout
         old, wanted = haiku.train_step(old, key, x, labels)
         in_linen, loss = linen.train_step(in_linen, key, x, labels)
@@ -78,6 +88,10 @@ def prove(proof: Proof) -> None:
         proof.equal(f"loss, step {number}", wanted, nnx.train_step(model, optimizer, key, x, labels), column="nnx")
         in_core, loss = core.train_step(in_core, key, x, labels)
         proof.equal(f"loss, step {number}", wanted, loss, column="core")
+        as_train_state, loss = haiku.train_step_of_train_state(as_train_state, key, x, labels)
+        proof.equal(f"TrainState's loss, step {number}", wanted, loss, column="haiku")
+        nnx_train_state, loss = nnx.train_step_of_train_state(nnx_train_state, key, x, labels)
+        proof.equal(f"TrainState's loss, step {number}", wanted, loss, column="nnx")
     assert in_linen.step == optimizer.step[...] == 6
 
     proof.start(

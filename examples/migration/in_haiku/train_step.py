@@ -52,3 +52,26 @@ def train_step(state, key, x, labels):
 
 
 # endregion
+
+
+# region train_state
+from flax.training.train_state import TrainState  # noqa: E402
+
+
+def create_train_state(seed):
+    params = model.init(jax.random.key(seed), jnp.ones((1, 64)))
+    return TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+
+@jax.jit
+def train_step_of_train_state(state, key, x, labels):
+    def loss_fn(params):
+        logits = state.apply_fn(params, x, key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+# endregion
