@@ -18,7 +18,7 @@ import numpy as np
 
 from bridges._infer._digits import rearranged
 from bridges._infer._found import Origin
-from bridges._infer._pieces import Pieces, Undecodable, numbered, valued
+from bridges._infer._pieces import Pieces, Undecodable, distinct, numbered, valued
 from bridges.core._errors import MappingError
 from bridges.mapping._each import Reshape
 from bridges.mapping._lists import Concat, Copy, Split, Stack, Unstack
@@ -51,7 +51,7 @@ def groups(origins: Mapping[str, Origin]) -> list[tuple[list[int], list[str]]]:
             leader[x] = x = leader[leader[x]]
         return x
 
-    uses = {path: [int(i) for i in np.unique(origin.source) if i >= 0] for path, origin in origins.items()}
+    uses = {path: [i for i in distinct(origin.source) if i >= 0] for path, origin in origins.items()}
     for path, sources in uses.items():
         for i in sources:
             leader[find(i)] = find(path)
@@ -111,17 +111,18 @@ class _Group:
         self.total = sum(sizes)
 
     def joint(self) -> Joint:
+        values = self._values()
+        if len(self.sources) == len(self.targets) == 1 and values is not None:
+            found = rearranged(self.plain[0], self.shapes[0], self.plain[0].shape)
+            if found is not None:
+                tied = self.plain[0].size > self.total
+                return self._made([*found, *valued(*values)], tied)
         codes = np.concatenate([np.ravel(c) for c in self.plain])
         counts = np.bincount(codes, minlength=self.total)
         if not counts.all():
             unused = self.sources[int(np.searchsorted(np.cumsum(self.sizes), int(np.argmin(counts)), "right"))]
             raise Undecodable(f"only a part of {unused!r} is used")
         tied = bool(np.any(counts > 1))
-        values = self._values()
-        if tied and len(self.sources) == len(self.targets) == 1 and values is not None:
-            found = rearranged(self.plain[0], self.shapes[0], self.plain[0].shape)
-            if found is not None:
-                return self._made([*found, *valued(*values)], tied)
         first: list[Op] = []
         arranged, sizes, shapes = self.plain, self.sizes, self.shapes
         if tied:
@@ -136,8 +137,11 @@ class _Group:
         return self._made([*first, *pieces.ops()], tied)
 
     def _values(self) -> tuple[float, float] | None:
-        scales, shifts = np.unique(self.scales[0]), np.unique(self.shifts[0])
-        return (float(scales[0]), float(shifts[0])) if scales.size == shifts.size == 1 else None
+        """Returns the scale and the shift of the first target, if all of it has the same."""
+        scale, shift = self.scales[0], self.shifts[0]
+        if not scale.size or np.ptp(scale) or np.ptp(shift):
+            return None
+        return float(scale.flat[0]), float(shift.flat[0])
 
     def _made(self, ops: list[Op], tied: bool) -> Joint:
         ins = [Abstract(shape, np.dtype(np.float64)) for shape in self.shapes]

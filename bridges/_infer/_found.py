@@ -58,6 +58,9 @@ class Origin:
 
     def value(self, leaves: list[np.ndarray]) -> np.ndarray:
         """Returns the target leaf for the values of `Found.sources`, in float64."""
+        first = int(self.source.flat[0]) if self.source.size else -1
+        if first >= 0 and np.all(self.source == first):
+            return np.asarray(leaves[first], np.float64).ravel()[self.element] * self.scale + self.shift
         out = np.array(self.shift, np.float64)
         for i in np.unique(self.source[self.source >= 0]):
             here = self.source == i

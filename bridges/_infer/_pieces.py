@@ -52,8 +52,9 @@ class Pieces:
         for n, (codes, scale, shift) in enumerate(zip(arranged, scales, shifts, strict=True)):
             labels[1, codes] = n
             self.scale[codes], self.shift[codes] = scale, shift
-        labels[2] = np.unique(self.scale, return_inverse=True)[1]
-        labels[3] = np.unique(self.shift, return_inverse=True)[1]
+        for row, values in ((2, self.scale), (3, self.shift)):
+            if np.ptp(values):
+                labels[row] = np.unique(values, return_inverse=True)[1]
         self.labels = _joined(labels)
 
     def ops(self) -> list[Op]:
@@ -142,9 +143,19 @@ class Pieces:
         self.labels = _joined(np.stack([self.labels, number]))
 
 
+def distinct(x: np.ndarray) -> list[int]:
+    """Returns the different values of integers, in order."""
+    if not x.size:
+        return []
+    low, high = int(x.min()), int(x.max())
+    return [low] if low == high else [int(i) for i in np.unique(x)]
+
+
 def _places(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
     """Returns where in the source piece each element of the target piece is."""
     flat = src.ravel()
+    if flat[-1] - flat[0] == flat.size - 1 and np.all(np.diff(flat) == 1):
+        return dst - flat[0]
     order = np.argsort(flat, kind="stable")
     return order[np.searchsorted(flat, dst, sorter=order)]
 
@@ -153,7 +164,13 @@ def _joined(labels: np.ndarray) -> np.ndarray:
     """Returns one label for each column of labels, from 0 on."""
     joint = np.zeros(labels.shape[1], np.int64)
     for row in labels:
-        joint = np.unique(joint * (int(row.max()) + 1) + row, return_inverse=True)[1]
+        joint = joint * (int(row.max()) + 1) + row
+        most = int(joint.max()) + 1
+        if most <= 4 * joint.size + 1024:  # counting is quicker than sorting
+            number = np.cumsum(np.bincount(joint, minlength=most) > 0) - 1
+            joint = number[joint]
+        else:
+            joint = np.unique(joint, return_inverse=True)[1]
     return joint
 
 
