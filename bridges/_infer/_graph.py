@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.core._jaxpr import trace
+from bridges.core._jaxpr import scan_counts, trace
 
 # Operations that are a call of a jaxpr, and the parameter that has it.
 _CALLS = {
@@ -159,8 +159,7 @@ class Graph:
         return self._run(getattr(inner, "jaxpr", inner), consts, ins, scope)
 
     def _scan(self, params: Any, body: Any, ins: Sequence[int], scope: str) -> list[int]:
-        # `params['num_consts']`, `['num_carry']`: jax.lax.scan, jax 0.10 (jax/_src/lax/control_flow/loops.py).
-        n, m, length = params["num_consts"], params["num_carry"], params["length"]
+        (n, m), length = scan_counts(params), params["length"]
         consts, carry, xs = list(ins[:n]), list(ins[n : n + m]), ins[n + m :]
         ys: list[Any] = [None] * length
         for i in reversed(range(length)) if params["reverse"] else range(length):

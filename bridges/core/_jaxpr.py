@@ -94,8 +94,8 @@ def inner(eqn: Any) -> list[tuple[Any, slice, slice, slice, slice]]:
         first, body = params["cond_nconsts"], params["body_nconsts"]
         return [(_open(params["body_jaxpr"]), slice(first, None), slice(body, None), all_, none)]
     if name == "scan":
-        constants = params["num_consts"]
-        carried = slice(constants, constants + params["num_carry"])
+        constants, carry = scan_counts(params)
+        carried = slice(constants, constants + carry)
         back = slice(carried.stop, None) if params["reverse"] else none
         return [(_open(params["jaxpr"]), all_, carried, all_, back)]
     if name == "cond":
@@ -106,6 +106,18 @@ def inner(eqn: Any) -> list[tuple[Any, slice, slice, slice, slice]]:
         for body in bodies[:1]
         if len(body.invars) == count and len(body.outvars) == len(eqn.outvars)
     ]
+
+
+def scan_counts(params: Any) -> tuple[int, int]:
+    """Returns how many of a scan's inputs are constants, and how many after them are its carry.
+
+    `num_consts` and `num_carry` in jax 0.10; from 0.12 on the lengths of three flat trees, constants, carry and slices
+    (jax/_src/lax/control_flow/loops.py).
+    """
+    if "ft_in" in params:
+        constants, carry, _ = params["ft_in"].elts
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _open(jaxpr: Any) -> Any:

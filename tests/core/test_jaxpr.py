@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bridges as br
-from bridges.core._jaxpr import trace, trace_state
+from bridges.core._jaxpr import inner, scan_counts, trace, trace_state
 
 
 def test_the_trace_state_tells_traces_apart_and_contexts_not():
@@ -68,3 +68,15 @@ def test_the_names_that_are_used():
     closed = jax.make_jaxpr(lambda x: x + 1)(1.0)
     assert isinstance(closed, jex.ClosedJaxpr) and hasattr(closed.jaxpr, "replace")
     assert {"eqns", "outvars", "invars"} <= set(dir(closed.jaxpr))
+
+
+@pytest.mark.smoke  # how JAX writes a scan differs between its releases
+def test_what_a_scan_is_given_is_told_apart():
+    def fn(w, x):
+        return jax.lax.scan(lambda carry, row: ((carry[0] + row @ w, carry[1]), carry[0].sum()), (x[0], x[1]), x)
+
+    jaxpr = trace(fn, jnp.ones((3, 3)), jnp.ones((4, 3))).closed.jaxpr
+    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert scan_counts(scan.params) == (1, 2)
+    ((_, mine, carried, _, _),) = inner(scan)
+    assert (mine, carried) == (slice(None), slice(1, 3))
