@@ -76,7 +76,13 @@ class Graph:
       readers: The steps that read a value, by its number.
     """
 
-    def __init__(self, fn: Callable[[Any, Any], Any], variables: Mapping[str, Any], inputs: Mapping[str, Any]):
+    def __init__(
+        self,
+        fn: Callable[[Any, Any], Any],
+        variables: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        unrolled: int = UNROLLED,
+    ):
         variables, inputs = dict(variables), dict(inputs)
         traced = trace(fn, variables, inputs)
         self.steps: list[Step] = []
@@ -85,7 +91,7 @@ class Graph:
         self.maker: dict[int, int] = {}
         self.roots: dict[int, Any] = {}
         self._shapes: list[Any] = []
-        self._unrolled = 0
+        self._unrolled, self._most = 0, unrolled
         self._compiled: dict[Any, Any] = {}
         self.variables = {p: self._root(jnp.asarray(variables[p]), frozenset([p])) for p in sorted(variables)}
         self.inputs = {p: self._root(jnp.asarray(inputs[p]), data=True) for p in sorted(inputs)}
@@ -148,7 +154,7 @@ class Graph:
         if name == "scan":
             body = params["jaxpr"]
             cost = params["length"] * len(body.jaxpr.eqns)
-            if params["length"] and self._unrolled + cost <= UNROLLED:
+            if params["length"] and self._unrolled + cost <= self._most:
                 self._unrolled += cost
                 return self._scan(params, body, ins, scope)
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
@@ -199,6 +205,10 @@ class Graph:
         if compiled is None:
             compiled = self._compiled[key] = jax.jit(line, compiler_options=QUICK)
         return compiled({**self.roots, **{v: x for v, x in replaced.items() if v in self.roots}}, inner)
+
+    def shape(self, v: int) -> tuple[int, ...]:
+        """Returns the shape of a value."""
+        return tuple(self._shapes[v].shape)
 
     def scalar(self, v: int) -> float | None:
         """Returns the number that a value is, if it is a constant of the code; None if not."""

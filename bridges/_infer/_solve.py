@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from bridges._infer._found import Found, Network, Progress
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bridges._infer._draw import drawn_inputs, drawn_leaves, positive
+from bridges._infer._found import STRUCTURE, VALUES, Evidence, Found, Network, Origin, Parting, Progress, Unplaced
+from bridges._infer._graph import Graph
+from bridges._infer._leaves import Leaves
+from bridges._infer._source import Source, evaluate
+from bridges._infer._table import continued
+from bridges._infer._target import Target
+
+UNROLLED = 200_000
 
 
 def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | None = None) -> Found:
@@ -14,4 +29,156 @@ def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | Non
       seed: For the values that are drawn.
       progress: Called now and then with the steps done, their number, and where the search is.
     """
-    raise NotImplementedError
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def lap(what: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        seconds[what] = now - began
+        began = now
+
+    inputs = drawn_inputs(src.inputs, seed)
+    graphs = [_traced(side, inputs) for side in (src, dst)]
+    lap("tracing")
+    values = drawn_leaves(graphs[0], src.variables, seed)
+    _set(graphs[0], values)
+    shapes = [{p: tuple(np.shape(x)) for p, x in sorted(side.variables.items())} for side in (src, dst)]
+    source = Source(graphs[0], Leaves(shapes[0], values))
+    source.run()
+    lap("source")
+    target = Target(graphs[1], Leaves(shapes[1]), source, progress)
+    target.run()
+    lap("target")
+    origins, unplaced = _placed(target)
+    unused = _unused(source, target)
+    parting = _parting(source, target)
+    error = float("inf")
+    if not unplaced:
+        error = _anew(src, dst, graphs, origins, source, seed + 1)
+        if parting is None and not error < 2e-6:
+            parting = Parting("", "", f"on other values the outputs are {error:.1e} apart")
+    lap("check")
+    return Found(tuple(source.leaves.paths), origins, tuple(unplaced), tuple(unused), parting, error, seconds)
+
+
+def _traced(side: Network, inputs: Mapping[str, Any]) -> Graph:
+    """Returns the graph, traced in float64 where the model runs in it."""
+    try:
+        with jax.enable_x64(True):
+            variables = {p: np.ones(np.shape(x), _wide(x.dtype)) for p, x in side.variables.items()}
+            return Graph(side.run, variables, {p: np.asarray(x, _wide(x.dtype)) for p, x in inputs.items()}, UNROLLED)
+    except Exception:  # the model's own: its layers may not leave float32
+        pass
+    variables = {p: np.ones(np.shape(x), x.dtype) for p, x in side.variables.items()}
+    return Graph(side.run, variables, {p: np.asarray(x, side.inputs[p].dtype) for p, x in inputs.items()}, UNROLLED)
+
+
+def _wide(dtype: Any) -> Any:
+    return np.float64 if jax.numpy.issubdtype(dtype, np.floating) else dtype
+
+
+def _set(graph: Graph, values: Mapping[str, Any]) -> None:
+    for path, v in graph.variables.items():
+        graph.roots[v] = values[path]
+
+
+def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
+    leaves, source = target.leaves, target.source.leaves
+    starts = np.array([source.starts[p] for p in source.paths], np.int64)
+    origins, unplaced = {}, []
+    for path in leaves.paths:
+        refs = leaves.refs(path)
+        known = leaves.known[refs]
+        whole = leaves.source[refs]
+        kind, text = VALUES, ""
+        scale, shift = leaves.scale[refs], leaves.shift[refs]
+        if not known.all() and known.any():
+            where = _continued(np.where(known, whole, -1), source, known, scale, shift)
+            if where is not None:
+                whole, kind = where, STRUCTURE
+                text = f"{int(known.sum())} of {known.size} elements by values, the others by the same layout"
+                scale, shift = np.full(refs.shape, scale[known][0]), np.full(refs.shape, shift[known][0])
+                known = np.ones_like(known)
+        if not known.all():
+            reason = (
+                "nothing in the target depends on it"
+                if path not in _read(target)
+                else "no value of the source tells it"
+            )
+            unplaced.append(Unplaced(path, reason, (), float(known.mean()) if known.size else 0.0))
+            continue
+        index = np.where(whole >= 0, np.searchsorted(starts, whole, "right") - 1, -1)
+        element = np.where(whole >= 0, whole - starts[np.maximum(index, 0)], 0)
+        origins[path] = Origin(index, element, scale, shift, Evidence(kind, text=text))
+    return origins, unplaced
+
+
+def _read(target: Target) -> set[str]:
+    return {p for p, v in target.graph.variables.items() if target.graph.readers.get(v)}
+
+
+def _continued(
+    where: np.ndarray, source: Leaves, known: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> np.ndarray | None:
+    have = where[known]
+    if np.any(have < 0) or np.ptp(scale[known]) or np.ptp(shift[known]):
+        return None
+    path = source.path_of(int(have[0]))
+    if not path:
+        return None
+    first, size = source.starts[path], int(np.prod(source.shapes[path]))
+    if have.min() < first or have.max() >= first + size:
+        return None
+    whole = continued(where, linear=True)
+    if whole is None or whole.min() < first or whole.max() >= first + size or np.unique(whole).size != whole.size:
+        return None
+    return whole
+
+
+def _unused(source: Source, target: Target) -> list[str]:
+    taken = np.zeros(source.leaves.num.size, bool)
+    found = target.leaves.source[: target.leaves.count][target.leaves.known[: target.leaves.count]]
+    taken[found[found >= 0]] = True
+    return [p for p in source.leaves.paths if not taken[source.leaves.refs(p)].any()]
+
+
+def _parting(source: Source, target: Target) -> Parting | None:
+    if not target.stuck:
+        return None
+    i = min(target.stuck)
+    if i >= len(target.graph.steps):
+        return Parting("", "", "the outputs differ")
+    step = target.graph.steps[i]
+    return Parting("", f"{step.scope} ({step.name})", "no place of the source has the same incoming data")
+
+
+def _anew(
+    src: Network, dst: Network, graphs: list[Graph], origins: Mapping[str, Origin], source: Source, seed: int
+) -> float:
+    inputs = drawn_inputs(src.inputs, seed)
+    values = drawn_leaves(graphs[0], src.variables, seed)
+    given = [values[p] for p in source.leaves.paths]
+    other = {p: o.value(given) for p, o in origins.items()}
+    outs = []
+    for graph, variables in zip(graphs, (values, other), strict=True):
+        have: dict[int, Any] = {v: np.asarray(variables[p]) for p, v in graph.variables.items()}
+        have.update({v: _like(inputs[p]) for p, v in graph.inputs.items()})
+        outs.append([evaluate(graph, v, have) for v in graph.outs])
+    worst = 0.0
+    for a, b in zip(*outs, strict=False):
+        if np.shape(a) != np.shape(b):
+            return float("inf")
+        if isinstance(a, np.ndarray) and a.size:
+            gap = np.abs(a.astype(np.float64) - b)
+            gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)
+            worst = max(worst, float(np.max(gap)) / (float(np.max(np.abs(a))) or 1.0))
+    return worst if len(outs[0]) == len(outs[1]) else float("inf")
+
+
+def _like(x: Any) -> Any:
+    x = np.asarray(x)
+    return x.astype(_wide(x.dtype))
+
+
+__all__ = ["positive", "solve"]

@@ -1,0 +1,200 @@
+"""Source: the network whose leaves are known, gone through once; where leaves meet data in it is recorded.
+
+Every meeting is recorded in the ways in which another network may write it: with its offset and without, with what is
+added to it taken apart or as one known value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bridges._infer._form import Form, Mono
+from bridges._infer._graph import Graph
+from bridges._infer._keys import U, fresh, mix, of_number, total
+from bridges._infer._leaves import Leaves
+from bridges._infer._numbers import host, numbers
+from bridges._infer._table import Table, aligned
+from bridges._infer._walk import Value, Walk
+
+_OFFSET = mix(np.array(77, U), 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A meeting of leaves and data in the source.
+
+    Attributes:
+      form: What meets.
+      num, gid: The value and the keys of its elements.
+      keys: What each element is made of.
+      place: The step and output that it was recorded for.
+    """
+
+    form: Form
+    num: np.ndarray
+    gid: np.ndarray
+    keys: np.ndarray
+    place: tuple[int, int]
+
+
+def element_keys(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns for each element which data it is made of, as a sum of keys: uint64 [shape]."""
+    out = np.zeros(shape, U)
+    with np.errstate(over="ignore"):
+        for at, scale in form.dots:
+            keys = row_keys_at(walk, at)
+            if np.any(scale != 1):
+                keys = np.where((scale != 1) & (keys != 0), mix(keys + of_number(scale), 23), keys)
+            out = out + keys
+        for gid, _ in form.atoms:
+            out = out + mix(gid, 7)
+        for mono in form.monos:
+            count = sum((r.ref >= 0).astype(U) for r in mono.refs)
+            if mono.num is None:
+                out = out + np.where(count > 0, _OFFSET, U(0))
+            else:
+                assert mono.gid is not None
+                out = out + np.where(count > 0, mix(mono.gid, 31), U(0))
+    return np.broadcast_to(out, shape)
+
+
+def row_keys_at(walk: Walk, at: np.ndarray) -> np.ndarray:
+    """Returns the keys of the rows of contraction outputs by global number; 0 for none."""
+    out = np.zeros(at.shape, U)
+    for c, here, local in parts(walk, at):
+        made = walk.contractions[c]
+        out[here] = made.keys[made.row[local]]
+    return out
+
+
+def parts(walk: Walk, at: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Returns the contractions that outputs are of: the contraction, where, and the outputs' numbers within it."""
+    flat = np.asarray(at)
+    owner = np.searchsorted(np.array(walk.starts), flat, "right") - 1
+    found = []
+    for c in np.unique(owner[flat >= 0]):
+        here = (owner == c) & (flat >= 0)
+        found.append((int(c), here, flat[here] - walk.starts[c]))
+    return found
+
+
+class Source(Walk):
+    """The source, gone through.
+
+    Attributes:
+      table: Its values.
+      entries: Its meetings, by size and the sum of the keys of their elements.
+    """
+
+    def __init__(self, graph: Graph, leaves: Leaves):
+        super().__init__(graph, leaves)
+        self.table = Table()
+        self.entries: dict[tuple[int, int], list[Entry]] = {}
+        self._next = 1 << 60
+        self._numbers: dict[int, Any] = {}
+        self._here = 0
+
+    def run(self) -> None:
+        """Goes through all steps."""
+        self.roots()
+        for value in self.values.values():
+            if value is not None and value.data and isinstance(value.num, np.ndarray) and value.gid is not None:
+                self.table.add(value.num, value.gid)
+        for i in range(len(self.graph.steps)):
+            self._here = i
+            self.step(i)
+
+    def register(self, num: Any, hint: np.ndarray | None, place: tuple[int, int]) -> tuple[Any, Any, bool]:
+        if not isinstance(num, np.ndarray):
+            return num, None, False
+        if num.dtype.kind == "f" and not num.any():
+            return num, np.zeros(num.shape, U), False
+        for row in self.table.find(num):
+            if (same := aligned(num, hint, row)) is not None:
+                return num, same[0], False
+        gid = fresh(self._next, num.shape)
+        self._next += num.size + 1
+        if num.dtype.kind in "fiu":
+            self.table.add(num, gid, hint, place[0] if place[0] >= 0 else self._here)
+        return num, gid, False
+
+    def moved(self, value: Value, place: tuple[int, int]) -> Value:
+        if isinstance(value.num, np.ndarray) and value.gid is not None and value.num.dtype.kind in "fiu":
+            self.table.add(value.num, value.gid, None, place[0])
+        return value
+
+    def pseudo(self, i: int, o: int, shape: tuple[int, ...] | None = None) -> Form:
+        return self._with_numbers(super().pseudo(i, o, shape))
+
+    def pseudo_of_reciprocal(self, i: int, value: Value) -> Form:
+        return self._with_numbers(super().pseudo_of_reciprocal(i, value))
+
+    def _with_numbers(self, form: Form) -> Form:
+        last = self.leaves.pseudos[-1]
+        if not self.leaves.known[last.refs].all():
+            num = evaluate(self.graph, last.value, self._numbers)
+            with np.errstate(all="ignore"):
+                self.leaves.num[last.refs] = 1 / num if last.reciprocal else num
+            self.leaves.known[last.refs] = True
+        return form
+
+    def met(self, value: Value, forms: Sequence[Form], place: tuple[int, int]) -> Value:
+        assert value.num is not None and value.gid is not None
+        for form in forms:
+            self.record(form, value.num, value.gid, place)
+            offsets = [m for m in form.monos if m.num is None]
+            if offsets and (form.dots or any(m.num is not None for m in form.monos)):
+                self._bare(form, offsets, value, place)
+            for mono in form.monos if len(form.monos) == 1 and not form.dots else ():
+                if len(mono.refs) > 1 and mono.num is not None:
+                    for refs in mono.refs:
+                        part = self.leaves.number(refs)
+                        assert part is not None
+                        num, gid, _ = self.register(mono.num * part, None, place)
+                        self.record(Form(monos=(Mono((refs,), mono.num, mono.gid),)), num, gid, place)
+        return value
+
+    def _bare(self, form: Form, offsets: list[Mono], value: Value, place: tuple[int, int]) -> None:
+        assert value.num is not None and value.gid is not None
+        num: Any = value.num
+        for mono in offsets:
+            product: Any = 1.0
+            for refs in mono.refs:
+                part = self.leaves.number(refs)
+                assert part is not None
+                product = product * part
+            num = num - product
+        if form.const is not None:
+            num = num - form.const
+        num, gid, _ = self.register(np.asarray(num), None, place)
+        self.record(form.without_offsets(), num, gid, place)
+        self.record(Form((), tuple(offsets), ((gid, num),), form.const), value.num, value.gid, place)
+
+    def record(self, form: Form, num: np.ndarray, gid: np.ndarray, place: tuple[int, int]) -> None:
+        """Takes a meeting in."""
+        keys = element_keys(self, form, num.shape)
+        if keys.any():
+            self.entries.setdefault((num.size, int(total(keys))), []).append(Entry(form, num, gid, keys, place))
+
+
+def evaluate(graph: Graph, wanted: int, have: dict[int, Any]) -> Any:
+    """Returns the numbers of a value, from those of roots and of what is in `have`, which is filled."""
+    stack = [wanted]
+    while stack:
+        v = stack[-1]
+        if v in have:
+            stack.pop()
+        elif v in graph.roots:
+            have[v] = host(graph.roots[v])
+        else:
+            step = graph.steps[graph.maker[v]]
+            lacking = [u for u in step.ins if u not in have]
+            if lacking:
+                stack += lacking
+            else:
+                have.update(zip(step.outs, numbers(step, [have[u] for u in step.ins]), strict=True))
+    return have[wanted]

@@ -1,0 +1,350 @@
+"""Target: the network whose leaves are looked for, gone through once, with choices that are taken back when they fail.
+
+Where leaves meet data the source's meetings with the same data are the candidates. What a choice says of the leaves holds
+until a later step contradicts it: a step that needs a value which no choice gives, or outputs that differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bridges._infer._equate import equate, orders
+from bridges._infer._form import Form
+from bridges._infer._graph import Graph
+from bridges._infer._keys import U, fresh, total
+from bridges._infer._leaves import Conflict, Leaves, Pseudo
+from bridges._infer._numbers import host
+from bridges._infer._source import Entry, Source, element_keys, evaluate
+from bridges._infer._table import aligned
+from bridges._infer._tails import Tails
+from bridges._infer._walk import Stuck, Value, Walk
+
+TRIES = 120  # choices that are taken back for one step
+
+
+@dataclasses.dataclass
+class Choice:
+    """A choice that was made.
+
+    Attributes:
+      step, out: Where.
+      mark: The leaves' state before.
+      rest: The options that are left.
+      taken: How many were taken before this one was.
+      entry: The source's meeting.
+    """
+
+    step: int
+    out: int
+    mark: int
+    rest: Iterator[tuple[Form, Entry, np.ndarray]]
+    taken: int
+    entry: Entry
+
+
+class Target(Walk):
+    """The target.
+
+    Attributes:
+      choices: In order.
+      matched: By value: the source step whose value it is, and the difference.
+      stuck: The steps that could not be done, with what they needed.
+    """
+
+    def __init__(self, graph: Graph, leaves: Leaves, source: Source, progress: Callable[[int, int, str], None] | None):
+        super().__init__(graph, leaves)
+        self.source = source
+        self.choices: list[Choice] = []
+        self.matched: dict[int, tuple[int, float]] = {}
+        self.unmatched: dict[int, None] = {}
+        self.stuck: dict[int, Stuck] = {}
+        self._resumed: dict[tuple[int, int], tuple[Iterator[Any], int]] = {}
+        self._forced: dict[tuple[int, int], int] = {}
+        self._tails = Tails(graph), Tails(source.graph)
+        self._next = 1 << 62
+        self._used = np.zeros(source.leaves.num.size, bool)
+        self._progress = progress
+        self.failed: dict[tuple[int, int], str] = {}
+
+    def run(self) -> None:
+        """Goes through all steps, and compares the outputs."""
+        self.roots()
+        i, tries, count = 0, {}, len(self.graph.steps)
+        first: dict[int, list[tuple[int, int, int]]] = {}
+        while i <= count:
+            if self._progress is not None and i % 16 == 0:
+                self._progress(i, count, self.graph.steps[min(i, count - 1)].scope)
+            try:
+                if i == count:
+                    self._outputs()
+                elif i in self.stuck:
+                    self.values.update(dict.fromkeys(self.graph.steps[i].outs))
+                else:
+                    self.step(i)
+                i += 1
+                continue
+            except Stuck as err:
+                stuck = err
+            first.setdefault(i, [(c.step, c.out, c.taken) for c in self.choices])
+            tries[i] = tries.get(i, 0) + 1
+            back = self._back(stuck) if tries[i] <= TRIES else None
+            if back is not None:
+                i = back
+                continue
+            # No choice helps: as it was at first, and this step is left out.
+            self.stuck[i] = stuck
+            if i == count:
+                break
+            now = [(c.step, c.out, c.taken) for c in self.choices]
+            if now == first[i]:
+                continue
+            same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(now, first[i], strict=False)))
+            self._forced = {(s, o): n for s, o, n in first[i]}
+            restart = min([c.step for c in self.choices[same:]] + [s for s, _, _ in first[i][same:]])
+            del_from = next((k for k, c in enumerate(self.choices) if c.step >= restart), len(self.choices))
+            if del_from < len(self.choices):
+                self.leaves.undo(self.choices[del_from].mark)
+                del self.choices[del_from:]
+            i = restart
+
+    def _back(self, stuck: Stuck) -> int | None:
+        """Takes back the last choice that the stuck step depends on and that has an alternative."""
+        upstream = self._upstream(stuck)
+        while self.choices:
+            k = len(self.choices) - 1
+            while k >= 0 and self.choices[k].step not in upstream:
+                k -= 1
+            if k < 0:
+                return None
+            choice = self.choices[k]
+            self.leaves.undo(choice.mark)
+            del self.choices[k:]
+            self._forced = {}
+            self._resumed = {(choice.step, choice.out): (choice.rest, choice.taken + 1)}
+            if self._peek(choice):
+                return choice.step
+        return None
+
+    def _peek(self, choice: Choice) -> bool:
+        rest, taken = self._resumed[choice.step, choice.out]
+        for option in rest:
+            self._resumed[choice.step, choice.out] = (itertools.chain([option], rest), taken)
+            return True
+        self._resumed = {}
+        return False
+
+    def _upstream(self, stuck: Stuck) -> set[int]:
+        found: set[int] = set()
+        stack = list(self.graph.outs) if stuck.step >= len(self.graph.steps) else list(self.graph.steps[stuck.step].ins)
+        stack += stuck.values
+        seen = set(stack)
+        while stack:
+            v = stack.pop()
+            if v in self.graph.maker:
+                i = self.graph.maker[v]
+                if i not in found:
+                    found.add(i)
+                    new = [u for u in self.graph.steps[i].ins if u not in seen]
+                    seen.update(new)
+                    stack += new
+        return found
+
+    def _outputs(self) -> None:
+        for k, (v, w) in enumerate(zip(self.graph.outs, self.source.graph.outs, strict=False)):
+            mine, theirs = self.values[v], self.source.values[w]
+            if mine is None or theirs is None:
+                continue
+            a, b = self.number(mine), self.source.number(theirs)
+            if a is None or not isinstance(a, np.ndarray):
+                continue
+            scale = np.max(np.abs(b), initial=1e-30) if b.dtype.kind == "f" else 1.0
+            if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=2e-6 * scale, equal_nan=True):
+                raise Stuck(len(self.graph.steps), [v, k])
+
+    # Numbers ---------------------------------------------------------------------------------------------------------
+
+    def register(self, num: Any, hint: np.ndarray | None, place: tuple[int, int]) -> tuple[Any, Any, bool]:
+        if not isinstance(num, np.ndarray):
+            return num, None, True
+        if num.dtype.kind == "f" and not num.any():
+            return num, np.zeros(num.shape, U), False
+        out = self.graph.steps[place[0]].outs[place[1]] if place[0] >= 0 else -1
+        for row in self.source.table.find(num):
+            if (same := aligned(num, hint, row)) is not None:
+                keys, moved, gap = same
+                self.matched[out] = (row.place, gap)
+                return moved, keys, False
+        self.matched.pop(out, None)
+        if num.size > 1 and num.dtype.kind == "f":
+            self.unmatched[out] = None
+        gid = fresh(self._next, num.shape)
+        self._next += num.size + 1
+        return num, gid, True
+
+    def moved(self, value: Value, place: tuple[int, int]) -> Value:
+        if not value.private:
+            return value
+        num, gid, private = self.register(value.num, None, place)
+        return value if private else dataclasses.replace(value, num=num, gid=gid, private=False)
+
+    # Meetings --------------------------------------------------------------------------------------------------------
+
+    def met(self, value: Value, forms: Sequence[Form], place: tuple[int, int]) -> Value:
+        if value.num is not None:
+            return value
+        if place in self._resumed:
+            options, taken = self._resumed.pop(place)
+        else:
+            options, taken = self._options(forms, value.shape, place), 0
+        wanted = self._forced.get(place, 0)
+        for form, entry, found in options:
+            mark = self.leaves.mark()
+            try:
+                if taken < wanted:
+                    taken += 1
+                    continue
+                equate(self, form, self.source, entry, found)
+                self._solve()
+            except Conflict:
+                self.leaves.undo(mark)
+                taken += 1
+                continue
+            self.choices.append(Choice(*place, mark, options, taken, entry))
+            out = self.graph.steps[place[0]].outs[place[1]]
+            self.matched[out] = (entry.place[0], 0.0)
+            shape = value.shape
+            num, gid = (x.ravel()[found].reshape(shape) for x in (entry.num, entry.gid))
+            kept = value.form if value.form is not None and value.form.small else None
+            return Value(shape, True, num, gid, kept)
+        return value
+
+    def _options(
+        self, forms: Sequence[Form], shape: tuple[int, ...], place: tuple[int, int]
+    ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
+        v = self.graph.steps[place[0]].outs[place[1]]
+        for form in forms:
+            keys = element_keys(self, form, shape)
+            entries = self.source.entries.get((keys.size, int(total(keys))), [])
+            ranked = sorted(enumerate(entries), key=lambda e: (*self._rank(v, e[1]), e[0]))
+            seen = set()
+            for _, entry in ranked:
+                for found in orders(self, form, keys, self.source, entry):
+                    code = (hash(entry.gid.ravel()[found].tobytes()), _code(entry, found))
+                    if code not in seen:
+                        seen.add(code)
+                        yield form, entry, found
+
+    def _rank(self, v: int, entry: Entry) -> tuple[float, float]:
+        """Leaves that have no target yet come first, then what is used alike later."""
+        w = self.source.graph.steps[entry.place[0]].outs[entry.place[1]]
+        refs = [r.ref.ravel()[:: max(1, r.ref.size // 8)] for m in entry.form.monos for r in m.refs]
+        for at, _ in entry.form.dots:
+            flat = at.ravel()[:: max(1, at.size // 8)]
+            owner = np.searchsorted(np.array(self.source.starts), flat, "right") - 1
+            for c, a in zip(owner, flat, strict=True):
+                if a >= 0:
+                    made = self.source.contractions[c]
+                    k = made.kernel[made.unit[a - self.source.starts[c]]]
+                    refs.append(self.source.leaves.kernels[c].ref[k[:: max(1, k.size // 8)]])
+        flat = np.concatenate(refs) if refs else np.zeros(0, np.int64)
+        flat = flat[flat >= 0]
+        used = float(np.isin(flat, self._taken()).mean() > 0.5) if flat.size else 0.0
+        return used, -float(self._tails[0].alike(v, self._tails[1], w))
+
+    def _taken(self) -> np.ndarray:
+        return np.unique(self.leaves.source[self.leaves.known[: self.leaves.end].nonzero()[0]])
+
+    # Values of leaves alone ------------------------------------------------------------------------------------------
+
+    def _solve(self) -> None:
+        """Finds the leaves behind values of leaves alone that have become known.
+
+        Raises:
+          Conflict: No leaves give these values.
+        """
+        for pseudo in self.leaves.pseudos:
+            refs = pseudo.refs.ravel()
+            if pseudo.solved or not self.leaves.known[refs].all():
+                continue
+            self._behind(pseudo)
+            self.leaves.solved(pseudo)
+
+    def _behind(self, pseudo: Pseudo) -> None:
+        refs = pseudo.refs.ravel()
+        theirs = self.leaves.source[refs]
+        wanted = self.leaves.num[refs]
+        unknown = [
+            p for p in sorted(self.graph.leaves[pseudo.value]) if not self.leaves.known[self.leaves.refs(p)].all()
+        ]
+        other = next(
+            (
+                q
+                for q in self.source.leaves.pseudos
+                if q.refs.size and q.refs.flat[0] <= theirs.min() and theirs.max() <= q.refs.flat[-1]
+            ),
+            None,
+        )
+        if not unknown:
+            if not self._gives(pseudo, {}, wanted):
+                raise Conflict
+            return
+        if other is None:
+            raise Conflict
+        moved = theirs - other.refs.flat[0]  # which element of theirs each of mine is
+        names = sorted(self.source.graph.leaves[other.value])
+        for chosen in itertools.permutations(names, len(unknown)):
+            options = [self._arranged(p, q, pseudo, moved) for p, q in zip(unknown, chosen, strict=True)]
+            for arranged in itertools.product(*options):
+                given = {}
+                for p, source_ref in zip(unknown, arranged, strict=True):
+                    given[p] = self.source.leaves.num[source_ref].reshape(self.leaves.shapes[p])
+                if self._gives(pseudo, given, wanted):
+                    for p, source_ref in zip(unknown, arranged, strict=True):
+                        n = source_ref.size
+                        self.leaves.assign(
+                            self.leaves.refs(p).ravel(), source_ref, np.ones(n), np.zeros(n), given[p].ravel()
+                        )
+                    return
+        raise Conflict
+
+    def _arranged(self, path: str, other: str, pseudo: Pseudo, moved: np.ndarray) -> list[np.ndarray]:
+        """Returns ways in which a target leaf may be a source leaf: by the values' elements, or by axes."""
+        mine, theirs = self.leaves.refs(path), self.source.leaves.refs(other)
+        if mine.size != theirs.size:
+            return []
+        found = []
+        if mine.size == moved.size and np.array_equal(np.sort(moved), np.arange(moved.size)):
+            found.append(theirs.ravel()[moved])
+        found.append(theirs.ravel())
+        sizes = [n for n in mine.shape if n != 1]
+        squeezed = theirs.squeeze()
+        if 1 < len(sizes) <= 4:
+            for order in itertools.permutations(range(squeezed.ndim)):
+                if [squeezed.shape[a] for a in order] == sizes:
+                    found.append(squeezed.transpose(order).ravel())
+        unique = {x.tobytes(): x for x in found}
+        return list(unique.values())
+
+    def _gives(self, pseudo: Pseudo, given: dict[str, np.ndarray], wanted: np.ndarray) -> bool:
+        have: dict[int, Any] = {}
+        for path in self.graph.leaves[pseudo.value]:
+            refs = self.leaves.refs(path)
+            have[self.graph.variables[path]] = given.get(path, self.leaves.num[refs])
+        num = evaluate(self.graph, pseudo.value, have)
+        with np.errstate(all="ignore"):
+            num = np.ravel(1 / num if pseudo.reciprocal else num)
+        return num.size == wanted.size and bool(np.allclose(num, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max()))
+
+
+def _code(entry: Entry, found: np.ndarray) -> int:
+    parts = [at.ravel()[found] for at, _ in entry.form.dots]
+    parts += [r.ref.ravel()[found] for m in entry.form.monos for r in m.refs]
+    return hash(b"".join(np.ascontiguousarray(p).tobytes() for p in parts))
+
+
+__all__ = ["Target", "host"]
