@@ -163,7 +163,7 @@ def _leaves(target: Walk, x: Refs, source: Walk, y: Refs) -> None:
     if not here.any():
         return
     ref, source_ref = x.ref[here], y.ref[here]
-    if np.any(x.scale[here] == 0):
+    if np.any(x.scale[here] == 0) or np.any((ref >= target.leaves.count) != (source_ref >= source.leaves.count)):
         raise Conflict
     scale = np.where(source_ref >= 0, y.scale[here] / x.scale[here], 1.0)
     shift = (y.shift[here] - x.shift[here]) / x.scale[here]
@@ -262,9 +262,15 @@ def _columns(rows: np.ndarray, salts: np.ndarray) -> np.ndarray:
 
 
 def _paired(mine: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the columns that are the same, side by side; equal ones in their order."""
+    """Returns the columns that are the same, side by side; equal ones in their order.
+
+    Theirs may have columns that another contraction of mine has.
+    """
     a, b = np.argsort(mine, kind="stable"), np.argsort(theirs, kind="stable")
     a, b = a[mine[a] != 0], b[theirs[b] != 0]
-    if a.size != b.size or not np.array_equal(mine[a], theirs[b]):
+    keys, first = mine[a], np.searchsorted(theirs[b], mine[a], "left")
+    nth = np.arange(keys.size) - np.searchsorted(keys, keys, "left")
+    place = first + nth
+    if np.any(place >= b.size) or not np.array_equal(theirs[b][np.minimum(place, b.size - 1)], keys):
         raise Conflict
-    return a, b
+    return a, b[place]

@@ -19,7 +19,7 @@ from bridges._infer._numbers import numbers
 MOVED: dict[str, int | None] = {
     "reshape": 1, "transpose": 1, "broadcast_in_dim": 1, "squeeze": 1, "expand_dims": 1, "copy": 1, "copy_p": 1, "rev": 1,
     "slice": 1, "dynamic_slice": 1, "gather": 1, "concatenate": None, "pad": 2, "stack": None, "split": 1,
-    "stop_gradient": 1, "reduce_precision": 1, "sharding_constraint": 1, "dynamic_update_slice": 2, "select_n": -1,
+    "tile": 1, "stop_gradient": 1, "reduce_precision": 1, "sharding_constraint": 1, "dynamic_update_slice": 2, "select_n": -1,
     "convert_element_type": 1, "optimization_barrier": None,
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def moves(step: Step, shapes: Sequence[tuple[int, ...]], indices: Sequence[Any])
         start += size
     if step.name == "convert_element_type":
         return [ins[0]]
-    if step.name in ("gather", "dynamic_slice", "dynamic_update_slice", "split", "pad", "rev", "expand_dims"):
+    if step.name in ("gather", "dynamic_slice", "dynamic_update_slice", "split", "pad", "rev", "expand_dims", "tile"):
         params = dict(step.params)
         if params.get("fill_value") is not None:
             params["fill_value"] = -1

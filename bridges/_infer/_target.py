@@ -35,16 +35,18 @@ class Choice:
       step, out: Where.
       mark: The leaves' state before.
       rest: The options that are left.
-      taken: How many were taken before this one was.
+      code: A hash of the value that it gave.
       entry: The source's meeting.
+      tried: The values that were taken, as hashes.
     """
 
     step: int
     out: int
     mark: int
     rest: Iterator[tuple[Form, Entry, np.ndarray]]
-    taken: int
+    code: int
     entry: Entry
+    tried: frozenset[int]
 
 
 class Target(Walk):
@@ -63,18 +65,19 @@ class Target(Walk):
         self.matched: dict[int, tuple[int, float]] = {}
         self.unmatched: dict[int, None] = {}
         self.stuck: dict[int, Stuck] = {}
-        self._resumed: dict[tuple[int, int], tuple[Iterator[Any], int]] = {}
+        self._resumed: dict[tuple[int, int], tuple[Iterator[Any], frozenset[int]]] = {}
         self._forced: dict[tuple[int, int], int] = {}
         self._tails = Tails(graph), Tails(source.graph)
         self._next = 1 << 62
         self._used = np.zeros(source.leaves.num.size, bool)
         self._progress = progress
-        self.failed: dict[tuple[int, int], str] = {}
+        self._wholes: dict[int, dict[int, tuple[Value, Value]]] = {}  # what was made of pieces at a step, as it was before
 
     def run(self) -> None:
         """Goes through all steps, and compares the outputs."""
         self.roots()
-        i, tries, count = 0, {}, len(self.graph.steps)
+        i, goal, count = 0, 0, len(self.graph.steps)
+        tries: dict[int, int] = {}
         first: dict[int, list[tuple[int, int, int]]] = {}
         while i <= count:
             if self._progress is not None and i % 16 == 0:
@@ -82,30 +85,38 @@ class Target(Walk):
             try:
                 if i == count:
                     self._outputs()
-                elif i in self.stuck:
-                    self.values.update(dict.fromkeys(self.graph.steps[i].outs))
                 else:
                     self.step(i)
                 i += 1
+                if i > goal:
+                    self._forced = {}
                 continue
             except Stuck as err:
+                if i in self.stuck:
+                    self.values.update(dict.fromkeys(self.graph.steps[i].outs))
+                    i += 1
+                    continue
                 stuck = err
-            first.setdefault(i, [(c.step, c.out, c.taken) for c in self.choices])
-            tries[i] = tries.get(i, 0) + 1
-            back = self._back(stuck) if tries[i] <= TRIES else None
+            goal = max(goal, i)
+            first.setdefault(goal, [(c.step, c.out, c.code) for c in self.choices])
+            tries[goal] = tries.get(goal, 0) + 1
+            back = self._back(stuck) if tries[goal] <= TRIES and not self._forced else None
             if back is not None:
                 i = back
                 continue
             # No choice helps: as it was at first, and this step is left out.
-            self.stuck[i] = stuck
-            if i == count:
-                break
-            now = [(c.step, c.out, c.taken) for c in self.choices]
-            if now == first[i]:
+            if self._forced:  # on the way back to where it was
+                self.stuck[i] = stuck
                 continue
-            same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(now, first[i], strict=False)))
-            self._forced = {(s, o): n for s, o, n in first[i]}
-            restart = min([c.step for c in self.choices[same:]] + [s for s, _, _ in first[i][same:]])
+            self.stuck[goal] = stuck if i == goal else Stuck(goal, [])
+            wanted = first[goal]
+            i = goal
+            now = [(c.step, c.out, c.code) for c in self.choices]
+            if now == wanted:
+                continue
+            same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(now, wanted, strict=False)))
+            self._forced = {(s, o): n for s, o, n in wanted}
+            restart = min([c.step for c in self.choices[same:]] + [s for s, _, _ in wanted[same:]])
             del_from = next((k for k, c in enumerate(self.choices) if c.step >= restart), len(self.choices))
             if del_from < len(self.choices):
                 self.leaves.undo(self.choices[del_from].mark)
@@ -125,16 +136,17 @@ class Target(Walk):
             self.leaves.undo(choice.mark)
             del self.choices[k:]
             self._forced = {}
-            self._resumed = {(choice.step, choice.out): (choice.rest, choice.taken + 1)}
+            self._resumed = {(choice.step, choice.out): (choice.rest, choice.tried)}
             if self._peek(choice):
                 return choice.step
         return None
 
     def _peek(self, choice: Choice) -> bool:
-        rest, taken = self._resumed[choice.step, choice.out]
+        rest, tried = self._resumed[choice.step, choice.out]
         for option in rest:
-            self._resumed[choice.step, choice.out] = (itertools.chain([option], rest), taken)
-            return True
+            if _result(option) not in tried:
+                self._resumed[choice.step, choice.out] = (itertools.chain([option], rest), tried)
+                return True
         self._resumed = {}
         return False
 
@@ -192,31 +204,77 @@ class Target(Walk):
         num, gid, private = self.register(value.num, None, place)
         return value if private else dataclasses.replace(value, num=num, gid=gid, private=False)
 
+    def step(self, i: int) -> None:
+        for v, (whole, made) in self._wholes.pop(i, {}).items():
+            if self.values[v] is made:
+                self.values[v] = whole
+        try:
+            super().step(i)
+        except Stuck as err:
+            mark, count = self.leaves.mark(), len(self.choices)
+            for v in err.values:
+                value = self.values[v]
+                if value is not None and value.form is not None and value.data and not self._in_pieces(v, value, i):
+                    self.leaves.undo(mark)
+                    del self.choices[count:]
+                    raise err from None
+            super().step(i)
+
+    def _in_pieces(self, v: int, value: Value, i: int) -> bool:
+        """Makes a value of which no meeting of the source is the whole out of several; whether that was possible."""
+        assert value.form is not None
+        shape = value.shape
+        form = value.form.each(lambda x: np.broadcast_to(x, shape))
+        keys = element_keys(self, form, shape)
+        for axis in range(len(shape) - 1, -1, -1):
+            for count in [c for c in range(2, shape[axis] + 1) if shape[axis] % c == 0]:
+                sets = np.split(keys, count, axis)
+                if any((k.size, int(total(k))) not in self.source.entries for k in sets):
+                    continue
+                found = []
+                mark, made_before = self.leaves.mark(), len(self.choices)
+                for n, index in enumerate(np.split(np.arange(keys.size).reshape(shape), count, axis)):
+                    piece = form.each(lambda x, at=index: x.ravel()[at])  # type: ignore[misc]
+                    place = (i, -1 - (v * 10_000 + n))
+                    made = self.met(Value(index.shape, True, None, None, piece), [piece], place)
+                    if made.num is None:
+                        self.leaves.undo(mark)
+                        del self.choices[made_before:]
+                        break
+                    found.append(made)
+                else:
+                    num = np.concatenate([m.num for m in found], axis)  # type: ignore[misc]
+                    gid = np.concatenate([m.gid for m in found], axis)  # type: ignore[misc]
+                    joint = Value(shape, True, num, gid, value.form if value.form.small else None)
+                    self.values[v] = joint
+                    self._wholes.setdefault(i, {})[v] = value, joint
+                    return True
+        return False
+
     # Meetings --------------------------------------------------------------------------------------------------------
 
     def met(self, value: Value, forms: Sequence[Form], place: tuple[int, int]) -> Value:
         if value.num is not None:
             return value
         if place in self._resumed:
-            options, taken = self._resumed.pop(place)
+            options, tried = self._resumed.pop(place)
         else:
-            options, taken = self._options(forms, value.shape, place), 0
-        wanted = self._forced.get(place, 0)
+            options, tried = self._options(forms, value.shape, place), frozenset()
+        wanted = self._forced.get(place)
         for form, entry, found in options:
+            code = _result((form, entry, found))
+            if code in tried or (wanted is not None and code != wanted):
+                continue
             mark = self.leaves.mark()
             try:
-                if taken < wanted:
-                    taken += 1
-                    continue
                 equate(self, form, self.source, entry, found)
                 self._solve()
             except Conflict:
                 self.leaves.undo(mark)
-                taken += 1
                 continue
-            self.choices.append(Choice(*place, mark, options, taken, entry))
-            out = self.graph.steps[place[0]].outs[place[1]]
-            self.matched[out] = (entry.place[0], 0.0)
+            self.choices.append(Choice(*place, mark, options, code, entry, tried | {code}))
+            if place[1] >= 0:
+                self.matched[self.graph.steps[place[0]].outs[place[1]]] = (entry.place[0], 0.0)
             shape = value.shape
             num, gid = (x.ravel()[found].reshape(shape) for x in (entry.num, entry.gid))
             kept = value.form if value.form is not None and value.form.small else None
@@ -226,7 +284,7 @@ class Target(Walk):
     def _options(
         self, forms: Sequence[Form], shape: tuple[int, ...], place: tuple[int, int]
     ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
-        v = self.graph.steps[place[0]].outs[place[1]]
+        v = self.graph.steps[place[0]].outs[max(place[1], 0)]
         for form in forms:
             keys = element_keys(self, form, shape)
             entries = self.source.entries.get((keys.size, int(total(keys))), [])
@@ -339,6 +397,12 @@ class Target(Walk):
         with np.errstate(all="ignore"):
             num = np.ravel(1 / num if pseudo.reciprocal else num)
         return num.size == wanted.size and bool(np.allclose(num, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max()))
+
+
+def _result(option: tuple[Form, Entry, np.ndarray]) -> int:
+    """Returns a hash of the value that an option gives."""
+    _, entry, found = option
+    return hash(entry.gid.ravel()[found].tobytes())
 
 
 def _code(entry: Entry, found: np.ndarray) -> int:
