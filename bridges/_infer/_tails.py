@@ -24,28 +24,44 @@ class Tails:
 
     def __init__(self, graph: Graph):
         self._graph = graph
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int], frozenset[int]] = {}
 
-    def of(self, v: int, depth: int = DEPTH) -> int:
-        """Returns the hash of what follows a value, some operations deep; moving elements and offsets do not count."""
-        key = v, depth
-        if key not in self._known:
-            self._known[key] = 0  # no cycles, but a bound
-            found = set()
-            for i in self._graph.readers.get(v, ()):
-                step = self._graph.steps[i]
-                name = _SAME.get(step.name, step.name)
-                if step.name in _SKIPPED or (name in ("add", "mul") and self._aside(v, step.ins)):
-                    found.update((0, self.of(out, depth)) for out in step.outs)
-                elif depth > 0:
-                    found.update((hash(name), self.of(out, depth - 1)) for out in step.outs)
+    def of(self, v: int, depth: int = DEPTH) -> frozenset[int]:
+        """Returns hashes of what follows a value, some operations deep; moving elements and offsets do not count."""
+        stack = [(v, depth)]
+        while stack:
+            key = stack[-1]
+            if key in self._known:
+                stack.pop()
+                continue
+            needed, found = self._next(*key)
+            lacking = [k for k in needed if k not in self._known]
+            if lacking:
+                stack += lacking
+                continue
+            whole = set(found)
+            for (w, d), name in needed.items():
+                if name is None:
+                    whole |= self._known[w, d]
                 else:
-                    found.add((hash(name), 0))
-            if v in self._graph.outs:
-                found.add((1, self._graph.outs.index(v)))
-            flat = {x for a, b in found for x in ([b] if a == 0 else [hash((a, b))])}
-            self._known[key] = hash(tuple(sorted(flat)))
-        return self._known[key]
+                    whole.add(hash((name, tuple(sorted(self._known[w, d])))))
+            self._known[key] = frozenset(whole)
+        return self._known[v, depth]
+
+    def _next(self, v: int, depth: int) -> tuple[dict[tuple[int, int], str | None], set[int]]:
+        """The values that follow, with the operation that makes them (None: one that does not count)."""
+        needed: dict[tuple[int, int], str | None] = {}
+        found = {self._graph.outs.index(v)} if v in self._graph.outs else set()
+        for i in self._graph.readers.get(v, ()):
+            step = self._graph.steps[i]
+            name = _SAME.get(step.name, step.name)
+            if step.name in _SKIPPED or (name in ("add", "mul") and self._aside(v, step.ins)):
+                needed.update(dict.fromkeys([(out, depth) for out in step.outs]))
+            elif depth > 0:
+                needed.update(dict.fromkeys([(out, depth - 1) for out in step.outs], name))
+            else:
+                found.add(hash(name))
+        return needed, found
 
     def _aside(self, v: int, ins: tuple[int, ...]) -> bool:
         return all(u == v or not self._graph.data[u] for u in ins)

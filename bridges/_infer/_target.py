@@ -19,7 +19,7 @@ from bridges._infer._graph import Graph
 from bridges._infer._keys import U, fresh, total
 from bridges._infer._leaves import Conflict, Leaves, Pseudo
 from bridges._infer._numbers import host
-from bridges._infer._source import Entry, Source, element_keys, evaluate
+from bridges._infer._source import Entry, Source, element_keys, evaluate, parts
 from bridges._infer._table import aligned
 from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
@@ -288,7 +288,7 @@ class Target(Walk):
         for form in forms:
             keys = element_keys(self, form, shape)
             entries = self.source.entries.get((keys.size, int(total(keys))), [])
-            ranked = sorted(enumerate(entries), key=lambda e: (*self._rank(v, e[1]), e[0]))
+            ranked = sorted(enumerate(entries), key=lambda e: (*self._rank(v, form, e[1]), e[0]))
             seen = set()
             for _, entry in ranked:
                 for found in orders(self, form, keys, self.source, entry):
@@ -297,11 +297,12 @@ class Target(Walk):
                         seen.add(code)
                         yield form, entry, found
 
-    def _rank(self, v: int, entry: Entry) -> tuple[float, float]:
+    def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float]:
         """Leaves that have no target yet come first, then what is used alike later."""
         w = self.source.graph.steps[entry.place[0]].outs[entry.place[1]]
-        refs = [r.ref.ravel()[:: max(1, r.ref.size // 8)] for m in entry.form.monos for r in m.refs]
-        for at, _ in entry.form.dots:
+        open_monos = any(self.leaves.number(r) is None for m in form.monos for r in m.refs)
+        refs = [r.ref.ravel()[:: max(1, r.ref.size // 8)] for m in entry.form.monos for r in m.refs if open_monos]
+        for at, _ in entry.form.dots if self._open_dots(form) else ():
             flat = at.ravel()[:: max(1, at.size // 8)]
             owner = np.searchsorted(np.array(self.source.starts), flat, "right") - 1
             for c, a in zip(owner, flat, strict=True):
@@ -313,6 +314,16 @@ class Target(Walk):
         flat = flat[flat >= 0]
         used = float(np.isin(flat, self._taken()).mean() > 0.5) if flat.size else 0.0
         return used, -float(self._tails[0].alike(v, self._tails[1], w))
+
+    def _open_dots(self, form: Form) -> bool:
+        """Whether some kernel is not known yet, by a sample of its elements."""
+        for at, _ in form.dots:
+            for c, _, local in parts(self, at.ravel()[:: max(1, at.size // 8)]):
+                made, refs = self.contractions[c], self.leaves.kernels[c].ref
+                sample = refs[made.kernel[made.unit[local]]]
+                if not self.leaves.known[sample[sample >= 0]].all():
+                    return True
+        return False
 
     def _taken(self) -> np.ndarray:
         return np.unique(self.leaves.source[self.leaves.known[: self.leaves.end].nonzero()[0]])
