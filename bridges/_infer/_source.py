@@ -17,7 +17,7 @@ from bridges._infer._graph import Graph
 from bridges._infer._keys import U, fresh, mix, of_number, total
 from bridges._infer._leaves import Leaves
 from bridges._infer._numbers import host, numbers
-from bridges._infer._table import Table, aligned
+from bridges._infer._table import SAME, Table, aligned
 from bridges._infer._walk import Value, Walk
 
 _OFFSET = mix(np.array(77, U), 5)
@@ -114,7 +114,7 @@ class Source(Walk):
         if num.dtype.kind == "f" and not num.any():
             return num, np.zeros(num.shape, U), False
         for row in self.table.find(num):
-            if (same := aligned(num, hint, row)) is not None:
+            if (same := aligned(num, hint, row)) is not None and same[2] <= SAME:
                 return num, same[0], False
         gid = fresh(self._next, num.shape)
         self._next += num.size + 1

@@ -16,7 +16,8 @@ import numpy as np
 from bridges._infer._keys import U, total
 from bridges._infer._match import informative, sums
 
-NEAR = 3e-7  # of the largest: constants are float32 in some models and Python's in others
+SAME = 1e-10  # of the largest: rounding in float64
+NEAR = 2e-7  # constants are float32 in some models and Python's in others
 
 
 @dataclasses.dataclass(frozen=True)

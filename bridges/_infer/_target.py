@@ -20,7 +20,7 @@ from bridges._infer._keys import U, fresh, total
 from bridges._infer._leaves import Conflict, Leaves, Pseudo
 from bridges._infer._numbers import host
 from bridges._infer._source import Entry, Source, element_keys, evaluate, parts
-from bridges._infer._table import aligned
+from bridges._infer._table import SAME, aligned
 from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
 
@@ -186,11 +186,15 @@ class Target(Walk):
         if num.dtype.kind == "f" and not num.any():
             return num, np.zeros(num.shape, U), False
         out = self.graph.steps[place[0]].outs[place[1]] if place[0] >= 0 else -1
+        best: tuple[np.ndarray, float, int] | None = None
         for row in self.source.table.find(num):
-            if (same := aligned(num, hint, row)) is not None:
-                keys, moved, gap = same
-                self.matched[out] = (row.place, gap)
-                return moved, keys, False
+            if (same := aligned(num, hint, row)) is not None and (best is None or same[2] < best[1]):
+                best = same[0], same[2], row.place
+                if same[2] <= SAME:
+                    break
+        if best is not None:
+            self.matched[out] = best[2], best[1]
+            return num, best[0], False
         self.matched.pop(out, None)
         if num.size > 1 and num.dtype.kind == "f":
             self.unmatched[out] = None

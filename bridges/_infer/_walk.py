@@ -135,13 +135,16 @@ class Walk:
         data = any(x.data for x in known)
         full = all(n is not None for n in nums)
         made: list[tuple[Form | None, list[Form]]] | None = None
+        placed: list[Value] = []
         moved = self._moved(step, known, nums) if moved_inputs(step) is not None else None
         if moved is not None:
             index, inputs = moved
             if any(known[j].form is not None for j in inputs):
                 made = [self._join(i, step, known, nums, inputs, at) for at in index]
+                if all(known[j].num is not None and (known[j].data or known[j].form is None) for j in inputs):
+                    placed = self._plain_moves(i, step, known, index, inputs)
             elif data:
-                self._plain_moves(i, step, known, nums, index, inputs)
+                self.values.update(zip(step.outs, self._plain_moves(i, step, known, index, inputs), strict=True))
                 return
         elif any(x.form is not None for x in known):
             made = self._symbolic(i, step, known, nums)
@@ -154,7 +157,13 @@ class Walk:
         found = numbers(step, nums) if full else [None] * len(step.outs)
         for o, v in enumerate(step.outs):
             form, variants = made[o] if made is not None else (None, [])
-            self.values[v] = self._finish(i, o, step, known, data, found[o], form, variants)
+            if placed and form is not None and form.small:
+                value = dataclasses.replace(placed[o], form=form)
+                self.values[v] = self.met(value, variants, (i, o))
+            elif placed:
+                self.values[v] = placed[o]
+            else:
+                self.values[v] = self._finish(i, o, step, known, data, found[o], form, variants)
 
     def _finish(
         self,
@@ -221,9 +230,9 @@ class Walk:
         return moves(step, shapes, [None if j in inputs else nums[j] for j in range(len(ins))]), inputs
 
     def _plain_moves(
-        self, i: int, step: Step, ins: list[Value], nums: list[Any], index: list[np.ndarray], inputs: list[int]
-    ) -> None:
-        given = [ins[j] for j in inputs]
+        self, i: int, step: Step, ins: list[Value], index: list[np.ndarray], inputs: list[int]
+    ) -> list[Value]:
+        given, made = [ins[j] for j in inputs], []
         if any(not isinstance(x.num, np.ndarray) for x in given):
             raise Stuck(i, [])
         kinds = {x.num.dtype.kind for x in given if x.num is not None}
@@ -232,7 +241,7 @@ class Walk:
         keys = [x.gid if x.gid is not None else of_number(x.num) for x in given]
         num = np.ravel(every[0]) if alone else np.concatenate(every)
         gid = np.ravel(keys[0]) if alone else np.concatenate([np.ravel(k) for k in keys])
-        for o, (v, at) in enumerate(zip(step.outs, index, strict=True)):
+        for o, at in enumerate(index):
             inside = np.where(at < 0, 0, at)
             moved, key = num[inside], gid[inside]
             if np.any(at < 0):
@@ -240,7 +249,8 @@ class Walk:
             moved = moved.astype(np.float64) if "f" in kinds else moved
             value = Value(at.shape, True, moved, key, None, any(x.private for x in given))
             same = alone and at.size == num.size and step.name not in ("gather", "dynamic_slice")
-            self.values[v] = value if same else self.moved(value, (i, o))
+            made.append(value if same else self.moved(value, (i, o)))
+        return made
 
     def _join(
         self, i: int, step: Step, ins: list[Value], nums: list[Any], inputs: list[int], at: np.ndarray
