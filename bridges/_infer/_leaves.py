@@ -137,6 +137,11 @@ class Leaves:
         """Returns the point to which `undo` goes back."""
         return len(self._trail)
 
+    def since(self, mark: int, until: int) -> np.ndarray:
+        """Returns the elements that were assigned between two marks."""
+        parts = [x for x in self._trail[mark:until] if not isinstance(x, Pseudo)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def undo(self, mark: int) -> None:
         """Forgets what was said since."""
         while len(self._trail) > mark:

@@ -87,12 +87,19 @@ def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
     leaves, source = target.leaves, target.source.leaves
     starts = np.array([source.starts[p] for p in source.paths], np.int64)
     origins, unplaced = {}, []
+    doubtful = np.zeros(leaves.num.size, bool)
+    doubtful[list(target.doubtful())] = True
     for path in leaves.paths:
         refs = leaves.refs(path)
         known = leaves.known[refs]
         whole = leaves.source[refs]
         kind, text = VALUES, ""
         scale, shift = leaves.scale[refs], leaves.shift[refs]
+        if doubtful[refs].any():
+            names = {source.path_of(int(r)) for r in np.unique(whole[known & (whole >= 0)])[:1]} - {""}
+            reason = "there are several candidates, and what would tell them apart could not be reached"
+            unplaced.append(Unplaced(path, reason, tuple(sorted(names)), 0.0))
+            continue
         if not known.all() and known.any():
             where = _continued(np.where(known, whole, -1), source, known, scale, shift)
             if where is not None:

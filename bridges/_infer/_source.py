@@ -17,7 +17,7 @@ from bridges._infer._graph import Graph
 from bridges._infer._keys import U, fresh, mix, of_number, total
 from bridges._infer._leaves import Leaves
 from bridges._infer._numbers import host, numbers
-from bridges._infer._table import SAME, Table, aligned
+from bridges._infer._table import MOST_SLICES, SAME, Table, aligned, parted
 from bridges._infer._walk import Value, Walk
 
 _OFFSET = mix(np.array(77, U), 5)
@@ -97,6 +97,7 @@ class Source(Walk):
         self._next = 1 << 60
         self._numbers: dict[int, Any] = {}
         self._here = 0
+        self._slices: dict[tuple[int, int], list[tuple[Entry, int, int, int]]] | None = None
 
     def run(self) -> None:
         """Goes through all steps."""
@@ -173,6 +174,27 @@ class Source(Walk):
         num, gid, _ = self.register(np.asarray(num), None, place)
         self.record(form.without_offsets(), num, gid, place)
         self.record(Form((), tuple(offsets), ((gid, num),), form.const), value.num, value.gid, place)
+
+    def slices(self, size: int, key: int) -> list[Entry]:
+        """Returns the equal parts of meetings along an axis with this size and sum of keys."""
+        if self._slices is None:
+            self._slices = {}
+            for entries in self.entries.values():
+                for entry in entries:
+                    for axis, m in enumerate(entry.keys.shape):
+                        for count in [c for c in range(2, min(m, MOST_SLICES) + 1) if m % c == 0]:
+                            for i, k in enumerate(total(parted(entry.keys, axis, count), 1)):
+                                self._slices.setdefault((entry.keys.size // count, int(k)), []).append(
+                                    (entry, axis, count, i)
+                                )
+        found = []
+        for entry, axis, count, i in self._slices.get((size, key), []):
+            shape = entry.keys.shape
+            step = shape[axis] // count
+            at = (slice(None),) * axis + (slice(i * step, (i + 1) * step),)
+            form = entry.form.each(lambda x, s=shape, a=at: np.broadcast_to(x, s)[a])  # type: ignore[misc]
+            found.append(Entry(form, entry.num[at], entry.gid[at], entry.keys[at], entry.place))
+        return found
 
     def record(self, form: Form, num: np.ndarray, gid: np.ndarray, place: tuple[int, int]) -> None:
         """Takes a meeting in."""

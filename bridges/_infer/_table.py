@@ -17,6 +17,7 @@ from bridges._infer._keys import U, total
 from bridges._infer._match import informative, sums
 
 SAME = 1e-10  # of the largest: rounding in float64
+MOST_SLICES = 64  # parts of a value that are looked at
 NEAR = 2e-7  # constants are float32 in some models and Python's in others
 
 
@@ -36,6 +37,7 @@ class Table:
     def __init__(self) -> None:
         self._rows: dict[int, list[Row]] = {}
         self._sums: dict[int, np.ndarray] = {}
+        self._slices: dict[int, tuple[list[tuple[Row, int, int, int]], np.ndarray]] = {}
 
     def add(self, num: np.ndarray, gid: np.ndarray, hint: np.ndarray | None = None, place: int = -1) -> None:
         """Takes a value in."""
@@ -60,6 +62,54 @@ class Table:
         with np.errstate(invalid="ignore"):
             near = np.flatnonzero(np.all(np.abs(table - mine) <= 4 * NEAR * size, axis=1))
         return [self._rows[n][i] for i in near]
+
+    def find_slices(self, num: np.ndarray) -> list[Row]:
+        """Returns the equal parts of values along an axis that have these elements, up to layout."""
+        n = num.size
+        if n < 2 or num.dtype.kind != "f" or not informative(num):
+            return []
+        if n not in self._slices:
+            places, table = [], [np.zeros((0, 6))]
+            for size, rows in self._rows.items():
+                count = size // n
+                if size % n or not 1 < count <= MOST_SLICES:
+                    continue
+                for row in rows:
+                    for axis, m in enumerate(row.num.shape):
+                        if m % count == 0 and row.num.dtype.kind == "f":
+                            parts = parted(row.num, axis, count)
+                            places += [(row, axis, count, i) for i in range(count)]
+                            table.append(_sums_of(parts))
+            self._slices[n] = places, np.concatenate(table)
+        places, sums_of_all = self._slices[n]
+        mine = sums(num)
+        size_of = np.array([n, n, 1, 1, mine[1] + 1e-300, 0]) * max(mine[2], -mine[3], 1e-300)
+        with np.errstate(invalid="ignore"):
+            near = np.flatnonzero(np.all(np.abs(sums_of_all - mine) <= 100 * SAME * size_of, axis=1))
+        found = []
+        for k in near[:8]:
+            row, axis, count, i = places[k]
+            at = [slice(None)] * row.num.ndim
+            step = row.num.shape[axis] // count
+            at[axis] = slice(i * step, (i + 1) * step)
+            hint = None if row.hint is None else row.hint[tuple(at)]
+            found.append(Row(row.num[tuple(at)], row.gid[tuple(at)], hint, row.place))
+        return found
+
+
+def parted(x: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """Returns [count, elements]: equal parts along an axis."""
+    step = x.shape[axis] // count
+    return np.moveaxis(x.reshape(*x.shape[:axis], count, step, *x.shape[axis + 1 :]), axis, 0).reshape(count, -1)
+
+
+def _sums_of(x: np.ndarray) -> np.ndarray:
+    """`sums` of each row."""
+    small = np.abs(x) < 1e15
+    usual = np.where(small, x, 0.0)
+    return np.stack(
+        [usual.sum(1), np.abs(usual).sum(1), usual.max(1), usual.min(1), (usual * usual).sum(1), (~small).sum(1)], 1
+    )
 
 
 def aligned(num: np.ndarray, hint: np.ndarray | None, row: Row) -> tuple[np.ndarray, np.ndarray, float] | None:

@@ -17,6 +17,7 @@ from bridges._infer._equate import equate, orders
 from bridges._infer._form import Form
 from bridges._infer._graph import Graph
 from bridges._infer._keys import U, fresh, total
+from bridges._infer._layout import moved_inputs
 from bridges._infer._leaves import Conflict, Leaves, Pseudo
 from bridges._infer._numbers import host
 from bridges._infer._source import Entry, Source, element_keys, evaluate, parts
@@ -24,7 +25,10 @@ from bridges._infer._table import SAME, aligned
 from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
 
-TRIES = 120  # choices that are taken back for one step
+TRIES = 150  # choices that are taken back for one step, at each level
+LEVELS = 3  # of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted
+MOST_PIECES = 16  # that a value is made of
+HORIZON = 24  # choices that are looked back to
 
 
 @dataclasses.dataclass
@@ -67,6 +71,9 @@ class Target(Walk):
         self.stuck: dict[int, Stuck] = {}
         self._resumed: dict[tuple[int, int], tuple[Iterator[Any], frozenset[int]]] = {}
         self._forced: dict[tuple[int, int], int] = {}
+        self._pinned: dict[tuple[int, int], int] = {}
+        self._level = 0
+        self._upstream_of_goal: set[int] = set()
         self._tails = Tails(graph), Tails(source.graph)
         self._next = 1 << 62
         self._used = np.zeros(source.leaves.num.size, bool)
@@ -77,8 +84,8 @@ class Target(Walk):
         """Goes through all steps, and compares the outputs."""
         self.roots()
         i, goal, count = 0, 0, len(self.graph.steps)
-        tries: dict[int, int] = {}
-        first: dict[int, list[tuple[int, int, int]]] = {}
+        tries = 0
+        first: list[tuple[int, int, int]] | None = None  # the choices with which the goal was first stuck
         while i <= count:
             if self._progress is not None and i % 16 == 0:
                 self._progress(i, count, self.graph.steps[min(i, count - 1)].scope)
@@ -88,55 +95,71 @@ class Target(Walk):
                 else:
                     self.step(i)
                 i += 1
-                if i > goal:
-                    self._forced = {}
+                if i > goal and first is not None:
+                    first, tries, self._level, self._forced = None, 0, 0, {}
                 continue
             except Stuck as err:
-                if i in self.stuck:
-                    self.values.update(dict.fromkeys(self.graph.steps[i].outs))
+                if i in self.stuck or self._forced:
+                    self.stuck.setdefault(i, err)
+                    if i < count:
+                        self.values.update(dict.fromkeys(self.graph.steps[i].outs))
                     i += 1
                     continue
                 stuck = err
-            goal = max(goal, i)
-            first.setdefault(goal, [(c.step, c.out, c.code) for c in self.choices])
-            tries[goal] = tries.get(goal, 0) + 1
-            back = self._back(stuck) if tries[goal] <= TRIES and not self._forced else None
+            if first is None or i > goal:
+                first, tries, self._level = [(c.step, c.out, c.code) for c in self.choices], 0, 0
+                goal, self._upstream_of_goal = i, self._upstream(stuck)
+            tries += 1
+            back = self._back(self._upstream_of_goal | self._upstream(stuck)) if tries <= TRIES else None
             if back is not None:
                 i = back
                 continue
-            # No choice helps: as it was at first, and this step is left out.
-            if self._forced:  # on the way back to where it was
-                self.stuck[i] = stuck
+            open_now = [s for s, _, _ in first if s in self._upstream_of_goal][-HORIZON:]
+            if self._level < LEVELS - 1 and open_now:  # the same again, with options that are less likely
+                self._level, tries = self._level + 1, 0
+                i = min(self._restored(first, goal), open_now[0])
+                self._taken_back(i)
+                self._forced = {(s, o): n for s, o, n in first if s < open_now[0]}
                 continue
             self.stuck[goal] = stuck if i == goal else Stuck(goal, [])
-            wanted = first[goal]
-            i = goal
-            now = [(c.step, c.out, c.code) for c in self.choices]
-            if now == wanted:
-                continue
-            same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(now, wanted, strict=False)))
-            self._forced = {(s, o): n for s, o, n in wanted}
-            restart = min([c.step for c in self.choices[same:]] + [s for s, _, _ in wanted[same:]])
-            del_from = next((k for k, c in enumerate(self.choices) if c.step >= restart), len(self.choices))
-            if del_from < len(self.choices):
-                self.leaves.undo(self.choices[del_from].mark)
-                del self.choices[del_from:]
-            i = restart
+            self._level = 0
+            i = self._restored(first, goal)
 
-    def _back(self, stuck: Stuck) -> int | None:
+    def _restored(self, wanted: list[tuple[int, int, int]], otherwise: int) -> int:
+        """Takes back what differs from the wanted choices, which are forced from then on; returns where to go on."""
+        now = [(c.step, c.out, c.code) for c in self.choices]
+        self._resumed, self._forced = {}, {}
+        if now == wanted:
+            return otherwise
+        same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(now, wanted, strict=False)))
+        restart = min([c.step for c in self.choices[same:]] + [s for s, _, _ in wanted[same:]])
+        self._taken_back(restart)
+        self._forced = {(s, o): n for s, o, n in wanted}
+        return restart
+
+    def _taken_back(self, step: int) -> None:
+        """Takes back the choices from a step on."""
+        k = next((k for k, c in enumerate(self.choices) if c.step >= step), len(self.choices))
+        if k < len(self.choices):
+            self.leaves.undo(self.choices[k].mark)
+            del self.choices[k:]
+
+    def _back(self, upstream: set[int]) -> int | None:
         """Takes back the last choice that the stuck step depends on and that has an alternative."""
-        upstream = self._upstream(stuck)
+        count = 0
         while self.choices:
             k = len(self.choices) - 1
             while k >= 0 and self.choices[k].step not in upstream:
                 k -= 1
-            if k < 0:
+            if k < 0 or count > HORIZON:
                 return None
             choice = self.choices[k]
+            count += 1
             self.leaves.undo(choice.mark)
             del self.choices[k:]
-            self._forced = {}
             self._resumed = {(choice.step, choice.out): (choice.rest, choice.tried)}
+            self._pinned = {(c.step, c.out): c.code for c in self.choices if c.step == choice.step}
+            self._taken_back(choice.step)
             if self._peek(choice):
                 return choice.step
         return None
@@ -164,6 +187,57 @@ class Target(Walk):
                     new = [u for u in self.graph.steps[i].ins if u not in seen]
                     seen.update(new)
                     stack += new
+        return found
+
+    def doubtful(self) -> dict[int, list[int]]:
+        """Returns the leaf elements that were chosen among several and that nothing confirmed, with the other options.
+
+        A choice is confirmed by a later one on data that depends on it, through something that is no sum: were it wrong,
+        that data would be none of the source's.
+        """
+        found: dict[int, list[int]] = {}
+        if not self.stuck:
+            return found
+        self._level = LEVELS - 1
+        marks = [c.mark for c in self.choices[1:]] + [self.leaves.mark()]
+        upstream = set().union(*[self._upstream(s) for s in self.stuck.values()])
+        sealed: set[int] = set()
+        for k in range(len(self.choices) - 1, -1, -1):
+            choice = self.choices[k]
+            if choice.entry.form.dots:
+                sealed |= self._before(choice.step)
+        near = {k for s in self.stuck.values() for k in self._near(self._upstream(s))}
+        for k, choice in enumerate(self.choices):
+            if choice.step not in upstream or (choice.step in sealed and k not in near):
+                continue
+            others = [e for _, e, _ in itertools.islice(choice.rest, 8)]
+            if len(choice.tried) > 1 or others:
+                for ref in self.leaves.since(choice.mark, marks[k]):
+                    found[int(ref)] = []
+        return found
+
+    def _near(self, upstream: set[int]) -> list[int]:
+        return [k for k, c in enumerate(self.choices) if c.step in upstream][-HORIZON:]
+
+    def _before(self, i: int) -> set[int]:
+        """The steps that a step depends on by more than sums and moves."""
+        found: set[int] = set()
+        stack = [(v, False) for v in self.graph.steps[i].ins]
+        seen = set(stack)
+        while stack:
+            v, mixed = stack.pop()
+            if v not in self.graph.maker:
+                continue
+            j = self.graph.maker[v]
+            step = self.graph.steps[j]
+            if mixed:
+                found.add(j)
+            plain = moved_inputs(step) is not None or step.name in ("add", "sub", "dot_general", "conv_general_dilated")
+            plain = plain and sum(self.graph.data[u] for u in step.ins) < 2
+            for u in step.ins:
+                if self.graph.data[u] and (u, mixed or not plain) not in seen:
+                    seen.add((u, mixed or not plain))
+                    stack.append((u, mixed or not plain))
         return found
 
     def _outputs(self) -> None:
@@ -196,11 +270,35 @@ class Target(Walk):
             self.matched[out] = best[2], best[1]
             return num, best[0], False
         self.matched.pop(out, None)
+        if (joint := self._found_in_pieces(num)) is not None:
+            return num, joint, False
+        for row in self.source.table.find_slices(num):
+            if (same := aligned(num, None, row)) is not None and same[2] <= 100 * SAME:
+                return num, same[0], False
         if num.size > 1 and num.dtype.kind == "f":
             self.unmatched[out] = None
         gid = fresh(self._next, num.shape)
         self._next += num.size + 1
         return num, gid, True
+
+    def _found_in_pieces(self, num: np.ndarray) -> np.ndarray | None:
+        """Returns the keys of a value of which no value of the source is the whole, but several are slices."""
+        if num.dtype.kind != "f":
+            return None
+        for axis, size in enumerate(num.shape):
+            for count in [c for c in range(2, min(size, MOST_PIECES) + 1) if size % c == 0]:
+                if num.size // count < 4:
+                    continue
+                keys = []
+                for piece in np.split(num, count, axis):
+                    found = (aligned(piece, None, row) for row in self.source.table.find(piece))
+                    same = next((f for f in found if f is not None), None)
+                    if same is None:
+                        break
+                    keys.append(same[0])
+                else:
+                    return np.concatenate(keys, axis)
+        return None
 
     def moved(self, value: Value, place: tuple[int, int]) -> Value:
         if not value.private:
@@ -261,10 +359,11 @@ class Target(Walk):
         if value.num is not None:
             return value
         if place in self._resumed:
+            self._pinned = {}
             options, tried = self._resumed.pop(place)
         else:
-            options, tried = self._options(forms, value.shape, place), frozenset()
-        wanted = self._forced.get(place)
+            options, tried = self._options(forms, value.shape, place, self._forced.get(place)), frozenset()
+        wanted = self._forced.get(place, self._pinned.get(place))
         for form, entry, found in options:
             code = _result((form, entry, found))
             if code in tried or (wanted is not None and code != wanted):
@@ -286,20 +385,36 @@ class Target(Walk):
         return value
 
     def _options(
-        self, forms: Sequence[Form], shape: tuple[int, ...], place: tuple[int, int]
+        self, forms: Sequence[Form], shape: tuple[int, ...], place: tuple[int, int], wanted: int | None
     ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
         v = self.graph.steps[place[0]].outs[max(place[1], 0)]
         for form in forms:
             keys = element_keys(self, form, shape)
-            entries = self.source.entries.get((keys.size, int(total(keys))), [])
-            ranked = sorted(enumerate(entries), key=lambda e: (*self._rank(v, form, e[1]), e[0]))
-            seen = set()
-            for _, entry in ranked:
-                for found in orders(self, form, keys, self.source, entry):
-                    code = (hash(entry.gid.ravel()[found].tobytes()), _code(entry, found))
-                    if code not in seen:
-                        seen.add(code)
-                        yield form, entry, found
+            size, key = keys.size, int(total(keys))
+            for entries in (self.source.entries.get((size, key), []), None):
+                entries = self.source.slices(size, key) if entries is None else entries
+                yield from self._ordered(v, form, keys, entries, wanted)
+
+    def _ordered(
+        self, v: int, form: Form, keys: np.ndarray, entries: list[Entry], wanted: int | None
+    ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
+        ranked = sorted(((*self._rank(v, form, e), k) for k, e in enumerate(entries)))
+        seen = set()
+        later = []
+        for used, _, k in ranked:
+            if used and self._level == 0 and wanted is None and any(not u for u, _, _ in ranked):
+                continue
+            for n, found in enumerate(orders(self, form, keys, self.source, entries[k])):
+                if n and self._level < 2 and wanted is None:
+                    break
+                code = (hash(entries[k].gid.ravel()[found].tobytes()), _code(entries[k], found))
+                if code not in seen:
+                    seen.add(code)
+                    if n:
+                        later.append((form, entries[k], found))
+                    else:
+                        yield form, entries[k], found
+        yield from later
 
     def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float]:
         """Leaves that have no target yet come first, then what is used alike later."""
