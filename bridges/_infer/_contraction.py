@@ -61,7 +61,7 @@ def of_dot(params: Mapping[str, Any], gid: np.ndarray, shape: tuple[int, ...], l
     """
     contracted, batched = params["dimension_numbers"]
     mine, other = (0, 1) if left else (1, 0)
-    data, batch, _ = operand(gid, contracted[mine], batched[mine])
+    data, _batch, _ = operand(gid, contracted[mine], batched[mine])
     index = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
     kernel, _, _ = operand(index, contracted[other], batched[other])
     (b, n, k), m = data.shape, kernel.shape[1]
@@ -94,8 +94,8 @@ def of_conv(params: Mapping[str, Any], gid: np.ndarray, shape: tuple[int, ...], 
     patches = _patches(x, index.shape[2:], params)  # [N, out spatial, C, kernel spatial]
     n, *spatial = patches.shape[: 1 + len(index.shape[2:])]
     window = int(np.prod(index.shape[2:]))
-    flat = patches.reshape(n * int(np.prod(spatial)), groups, (x.shape[1] // groups) * window)
-    flat = flat.reshape(-1, flat.shape[2])  # row = place * groups + group
+    width = (x.shape[1] // groups) * window
+    flat = patches.reshape(n * int(np.prod(spatial)) * groups, width)  # row = place * groups + group
     out = index.shape[0]
     group = np.arange(out) // (out // groups)
     place = np.arange(n * int(np.prod(spatial))).reshape(n, 1, *spatial)

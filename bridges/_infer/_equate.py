@@ -104,9 +104,8 @@ def equate(target: Walk, form: Form, source: Walk, entry: Entry, found: np.ndarr
         or bool(form.dots) != bool(entry.form.dots)
     ):
         raise Conflict
-    if not offsets[0]:
-        if not np.allclose(mine_const, their_const, rtol=1e-6, atol=1e-9):
-            raise Conflict
+    if not offsets[0] and not np.allclose(mine_const, their_const, rtol=1e-6, atol=1e-9):
+        raise Conflict
     for k, (a, b) in enumerate(zip(*offsets, strict=True)):
         last = k == len(offsets[0]) - 1
         _factors(target, a, source, b, mine_const if last else None, their_const if last else None)

@@ -168,7 +168,7 @@ def joined(forms: Sequence[Form | None], shapes: Sequence[tuple[int, ...]], inde
             continue
         out = _beside(
             out, form, lambda a, e=0, s=shape, i=local, h=here: np.where(h, np.broadcast_to(a, s).ravel()[i], e), here
-        )  # type: ignore[misc]
+        )
     return out
 
 

@@ -19,8 +19,8 @@ from bridges._infer._numbers import numbers
 MOVED: dict[str, int | None] = {
     "reshape": 1, "transpose": 1, "broadcast_in_dim": 1, "squeeze": 1, "expand_dims": 1, "copy": 1, "copy_p": 1, "rev": 1,
     "slice": 1, "dynamic_slice": 1, "gather": 1, "concatenate": None, "pad": 2, "stack": None, "split": 1,
-    "tile": 1, "stop_gradient": 1, "reduce_precision": 1, "sharding_constraint": 1, "dynamic_update_slice": 2, "select_n": -1,
-    "convert_element_type": 1, "optimization_barrier": None,
+    "tile": 1, "stop_gradient": 1, "reduce_precision": 1, "sharding_constraint": 1, "dynamic_update_slice": 2,
+    "select_n": -1, "convert_element_type": 1, "optimization_barrier": None,
 }  # fmt: skip
 
 

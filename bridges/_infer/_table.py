@@ -184,8 +184,7 @@ def _untied(num: np.ndarray, row: Row, mine: np.ndarray, theirs: np.ndarray) -> 
     # Where an element goes is a sum of one number for each index along each axis: known ones give those of the others.
     where = np.full(num.size, -1, np.int64)
     where[mine[alone]] = theirs[alone]
-    where = where.reshape(num.shape)
-    guess = continued(where)
+    guess = continued(where.reshape(num.shape))
     if guess is None:
         return mine
     rank = np.empty(num.size, np.int64)

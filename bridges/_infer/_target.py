@@ -26,7 +26,9 @@ from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
 
 TRIES = 150  # choices that are taken back for one step, at each level
-LEVELS = 3  # of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted
+LEVELS = (
+    3  # of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted
+)
 MOST_PIECES = 16  # that a value is made of
 HORIZON = 24  # choices that are looked back to
 
@@ -78,7 +80,9 @@ class Target(Walk):
         self._next = 1 << 62
         self._used = np.zeros(source.leaves.num.size, bool)
         self._progress = progress
-        self._wholes: dict[int, dict[int, tuple[Value, Value]]] = {}  # what was made of pieces at a step, as it was before
+        self._wholes: dict[
+            int, dict[int, tuple[Value, Value]]
+        ] = {}  # what was made of pieces at a step, as it was before
 
     def run(self) -> None:
         """Goes through all steps, and compares the outputs."""
@@ -345,8 +349,8 @@ class Target(Walk):
                         break
                     found.append(made)
                 else:
-                    num = np.concatenate([m.num for m in found], axis)  # type: ignore[misc]
-                    gid = np.concatenate([m.gid for m in found], axis)  # type: ignore[misc]
+                    num = np.concatenate([m.num for m in found], axis)
+                    gid = np.concatenate([m.gid for m in found], axis)
                     joint = Value(shape, True, num, gid, value.form if value.form.small else None)
                     self.values[v] = joint
                     self._wholes.setdefault(i, {})[v] = value, joint

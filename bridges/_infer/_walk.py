@@ -237,10 +237,10 @@ class Walk:
             raise Stuck(i, [])
         kinds = {x.num.dtype.kind for x in given if x.num is not None}
         alone = len(given) == 1
-        every = [x.num for x in given] if alone else [np.ravel(x.num) for x in given]
-        keys = [x.gid if x.gid is not None else of_number(x.num) for x in given]
-        num = np.ravel(every[0]) if alone else np.concatenate(every)
-        gid = np.ravel(keys[0]) if alone else np.concatenate([np.ravel(k) for k in keys])
+        every = [np.ravel(np.asarray(x.num)) for x in given]
+        keys = [np.ravel(keys_of(x)) for x in given]
+        num = every[0] if alone else np.concatenate(every)
+        gid = keys[0] if alone else np.concatenate(keys)
         for o, at in enumerate(index):
             inside = np.where(at < 0, 0, at)
             moved, key = num[inside], gid[inside]
@@ -406,10 +406,9 @@ class Walk:
             break
         else:
             for x, y in ((a, b), (b, a)):  # leaves times data that is known
-                form = x.form
-                if form is None or not x.data or form.dots or not y.data or y.num is None:
+                if x.form is None or not x.data or x.form.dots or not y.data or y.num is None:
                     continue
-                form = form.each(lambda z: np.broadcast_to(z, shape))
+                form = x.form.each(lambda z: np.broadcast_to(z, shape))
                 by = np.broadcast_to(y.num, shape)
                 key = np.broadcast_to(keys_of(y), shape)
                 monos = tuple(
