@@ -31,8 +31,10 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min, "reduce_prod": np.prod, "reduce_or": np.any,
     "reduce_and": np.all,
 }  # fmt: skip
-ELEMENTWISE = {*_UNARY, *_BINARY, "div", "logistic", "integer_pow", "erf", "erfc", "convert_element_type", "rem",
-               "clamp", "erf_inv", "not", "and", "or", "xor", "nextafter", "round", "cbrt", "tan", "sinh", "cosh", "lgamma"}  # fmt: skip
+ELEMENTWISE = {
+    *_UNARY, *_BINARY, "div", "logistic", "integer_pow", "erf", "erfc", "convert_element_type", "rem", "clamp", "erf_inv",
+    "not", "and", "or", "xor", "nextafter", "round", "cbrt", "tan", "sinh", "cosh", "lgamma",
+}  # fmt: skip
 
 
 def host(x: Any) -> Any:
