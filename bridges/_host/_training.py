@@ -14,10 +14,9 @@ import jax
 
 from bridges._host._framework import innermost
 from bridges._host._host import Host
+from bridges.core._training import TRAINING
 
 _BASES = ("haiku._src.module", "flax.linen.module", "bridges.")  # Where frameworks have their base classes.
-# The arguments that say whether a call trains, and what they are when it does.
-TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
 _MODES = ("deterministic", "use_running_average")
 
 

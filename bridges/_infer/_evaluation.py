@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from bridges._host._training import TRAINING
 from bridges._infer._model import Model
+from bridges.core._training import TRAINING
 
 _ATTRIBUTES = ("is_training", "training")  # beside what NNX's own eval() sets
 

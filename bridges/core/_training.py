@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Argument -> what it is in training.
+# Argument that says whether a call trains -> what it is when it does.
 TRAINING = {"is_training": True, "train": True, "training": True, "deterministic": False, "use_running_average": False}
 FLAGS = ("train", "deterministic", "use_running_average")
 
