@@ -14,6 +14,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from bridges._host._framework import innermost
 from bridges._host._host import Host
 from bridges._linen._part_run import Run
 from bridges.core._errors import ContextError, FieldError
@@ -115,6 +116,24 @@ class ToLinen(nn.Module):
           ContextError: The module is bound to no variables.
         """
         return Run(self)(method, args, kwargs)
+
+    @nn.nowrap
+    def apply(self, variables: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Returns what `nn.Module.apply` returns; `method` may be a function of the part's class too."""
+        return super().apply(variables, *args, method=self._name_of(method), **kwargs)
+
+    @nn.nowrap
+    def init_with_output(self, rngs: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Returns what `nn.Module.init_with_output` returns; `method` may be a function of the part's class too."""
+        return super().init_with_output(rngs, *args, method=self._name_of(method), **kwargs)
+
+    @nn.nowrap
+    def _name_of(self, method: Any) -> Any:
+        part = innermost(self.host.part)
+        cls = part if isinstance(part, type) else type(part)
+        if not isinstance(method, types.FunctionType):
+            return method
+        return next((name for name in dir(cls) if getattr(cls, name, None) is method), method)
 
     @nn.nowrap
     def __getattr__(self, name: str) -> Any:

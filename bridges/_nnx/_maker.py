@@ -36,6 +36,8 @@ class Maker:
 
     def __init__(self, ctor: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None):
         kwargs = dict(kwargs or {})
+        while isinstance(ctor, functools.partial):  # Whose arguments may hold modules and streams, as ours may.
+            ctor, args, kwargs = ctor.func, (*ctor.args, *args), {**ctor.keywords, **kwargs}
         self.ctor, self.args, self.kwargs = ctor, args, kwargs
         self.places = True
         self.instance = isinstance(ctor, nnx.Pytree)

@@ -53,10 +53,7 @@ class Memory:
 
         Equal classes with equal arguments share it: a Linen module is made anew at every trace.
         """
-        ctor: Any = self.maker.ctor
-        args, kwargs = self.maker.args, self.maker.kwargs
-        while isinstance(ctor, functools.partial):
-            ctor, args, kwargs = ctor.func, (*ctor.args, *args), {**ctor.keywords, **kwargs}
+        ctor, args, kwargs = self.maker.ctor, self.maker.args, self.maker.kwargs
         given = (*args, *kwargs.values())
         if isinstance(ctor, type) and all(map(_plain, given)):
             return _unplaced(ctor, *args, **kwargs)

@@ -108,6 +108,21 @@ def test_init_in_abstract_and_compiled(part):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.jit(model.init)(KEY, X), want)
 
 
+def test_lazy_init_takes_shapes():
+    shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    for part in (mlp, Net, Core):
+        assert same(ToLinen(part).lazy_init(KEY, shape), ToLinen(part).init(KEY, X))
+
+
+def test_streams_among_the_arguments_stay_as_they_are():
+    rngs = nnx.Rngs(0)
+    model = ToLinen(nnx.Linear, 3, 2, rngs=rngs)
+    want = nnx_entries(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    assert same(flat(model.init(KEY, X)), want) and same(flat(model.init(OTHER, X)), want)
+    assert model.apply(model.init(KEY, X), X).shape == (4, 2)
+    assert int(rngs.default.count[...]) == 0
+
+
 def test_values_of_an_instance_become_the_initial_ones():
     module = Net(rngs=nnx.Rngs(5))
     assert same(flat(ToLinen(module).init(KEY, X)), nnx_entries(module))
@@ -546,6 +561,8 @@ def test_methods(part):
     assert same(want, model.apply(variables, X, method=lambda m, x: m.encode(x)))
     assert same(want, model.apply(variables, X, method=lambda m, x: m(x, method="encode")))
     assert same(want, model.bind(variables).encode(X))
+    assert same(want, model.apply(variables, X, method=part.encode))
+    assert same(model.init(KEY, X, method=part.encode), model.init(KEY, X, method="encode"))
     with pytest.raises(AttributeError, match="encod"):
         model.apply(variables, X, method="encod")
 
