@@ -59,6 +59,14 @@ class RngState(Variable):
     """A random key, or a counter of keys, that is part of the state."""
 
 
+# What Flax calls the collection of a kind, and NNX took for a filter.
+COLLECTIONS: dict[str, type[Variable]] = {
+    "params": Param,
+    "batch_stats": BatchStat,
+    "cache": Cache,
+    "intermediates": Intermediate,
+}
+
 Kind = type[Variable] | Variable
 
 

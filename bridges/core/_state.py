@@ -17,7 +17,7 @@ import jax
 from bridges.core._errors import CollisionError, FilterError, MissingEntryError, StructureError, hint, listing
 from bridges.core._filter import Filter, predicates
 from bridges.core._flat import PathKey, flatten, under, unflatten
-from bridges.core._kind import Kind, default_kind, kind_type
+from bridges.core._kind import COLLECTIONS, Kind, default_kind, kind_type
 from bridges.core._leaf import as_leaf, fitted
 
 
@@ -216,6 +216,13 @@ class State(MutableMapping[str, Any]):
                     break
             else:
                 rest.append(i)
+        for given, group in zip(filters, groups, strict=True):
+            kind = COLLECTIONS.get(given) if isinstance(given, str) and not group else None
+            if kind is not None and any(issubclass(kind_type(k), kind) for k in self._layout.kinds if k is not None):
+                raise FilterError(
+                    f"{given!r} is a path in a filter, and no entry lies there; a collection is a kind here: pass"
+                    f" bridges.{kind.__name__}. (For an empty state where there may be none: bridges.PathMatches.)"
+                )
         return groups, rest
 
     def filter(self, *filters: Filter) -> Any:

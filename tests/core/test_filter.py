@@ -141,6 +141,22 @@ def test_filters_are_equal_where_their_arguments_are():
     assert len(counts) == 1
 
 
+@pytest.mark.parametrize("name, kind", [("params", "Param"), ("batch_stats", "BatchStat")])
+def test_a_collection_of_flax_is_a_kind_here(name, kind):
+    """NNX took `"intermediates"` for a filter; as a path it would match nothing, in silence."""
+    for call in (
+        lambda: STATE.filter(name),
+        lambda: STATE.partition(name, ...),
+        lambda: STATE.copy().pop(br.Cache, name),
+    ):
+        with pytest.raises(br.FilterError, match=rf"'{name}' is a path.*bridges\.{kind}\."):
+            call()
+    assert list(STATE.filter("cache")) == []  # nothing of that kind: an empty state says so
+    native = br.State({"params/w": 1.0, "net/w": 2.0}, {"net/w": br.BatchStat})
+    assert list(native.filter("params")) == ["params/w"]  # a path, as in a state of one framework
+    assert list(STATE.filter(br.PathMatches("params/.*"))) == []
+
+
 def test_pop_wants_to_be_told_what():
     with pytest.raises(br.FilterError, match="Nothing was named"):
         STATE.copy().pop()
