@@ -73,7 +73,7 @@ def test_the_names_that_are_used():
 @pytest.mark.smoke  # how JAX writes a scan differs between its releases
 def test_what_a_scan_is_given_is_told_apart():
     def fn(w, x):
-        return jax.lax.scan(lambda carry, row: ((carry[0] + row @ w, carry[1]), carry[0].sum()), (x[0], x[1]), x)
+        return jax.lax.scan(lambda carry, row: ((carry[0] + row @ w, carry[1] + row), carry[0].sum()), (x[0], x[1]), x)
 
     jaxpr = trace(fn, jnp.ones((3, 3)), jnp.ones((4, 3))).closed.jaxpr
     (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
