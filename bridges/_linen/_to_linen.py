@@ -52,7 +52,7 @@ class ToLinen(nn.Module):
     Methods of the part are attributes, `model.encode`, and names for `method=`: `model.apply(variables, x, method='encode')`
     or `'encoder.layers.0'`; where a name is one of Linen's own, `lambda m, x: m(x, method='init')`. Words for training
     (`train=`, `is_training=`, `deterministic=`, `use_running_average=`) that the call does not take become the one that it
-    does, or the mode of an NNX or core part.
+    does, or the mode of an NNX or core part. Modes that an NNX part sets in a call, `self.eval()`, last as long as the call.
 
     Raises:
       UnsupportedError: The part cannot be hosted.
@@ -82,7 +82,7 @@ class ToLinen(nn.Module):
             own["host"] = Host(args[0], args[1:], kwargs, root="variables", bridge="ToLinen")
             if own["host"].framework == "flax.nnx":
                 module = own["host"].module
-                module._memory = module._memory.unplaced()  # Axis names are notes in Linen, for boxes.
+                module._memory = module._memory.pure()  # Axis names are notes in Linen, for boxes.
         for field, value in own.items():
             object.__setattr__(self, field, value)
         self.__post_init__()

@@ -7,7 +7,7 @@ module's nodes and in the values of its Variables. What is as it was comes back 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -51,11 +51,12 @@ class Instance:
         self.module, self._leaves, self._values = template.build(entries)
         self._nodes = _nodes(self.module, len(self._leaves))
 
-    def changes(self, where: str = "") -> Changes:
+    def changes(self, where: str = "", passing: Container[str] = ()) -> Changes:
         """Returns what was done to the module since it was made.
 
         Args:
           where: What to call the module in an error.
+          passing: Attributes that the call may set for itself alone.
 
         Raises:
           UnsupportedError: A Variable is gone, or has another structure, or an attribute has changed that holds no array:
@@ -64,23 +65,23 @@ class Instance:
         entries: dict[str, Any] = {}
         kinds: dict[str, Kind] = {}
         if self._nodes is None or not all(_unchanged(vars(node), before) for node, before in self._nodes):
-            return self._compared(where)
+            return self._compared(where, passing)
         for leaf, native, value in zip(self.template.leaves, self._leaves, self._values, strict=True):
             if leaf.type is not None and native.get_raw_value() is not value:
                 if not leaf.plain:
-                    return self._compared(where)
+                    return self._compared(where, passing)
                 entries[leaf.path] = native.get_raw_value()
                 kinds[leaf.path] = leaf.kind
         return Changes(entries, kinds)
 
-    def _compared(self, where: str) -> Changes:
+    def _compared(self, where: str, passing: Container[str]) -> Changes:
         """Returns the changes from a comparison of everything, which NNX's own flattening allows."""
         module, template = self.module, self.template
         graphdef, flat = nnx.flatten(module, graph=True)
         if not _same(graphdef, template.graphdef):
             settle(module)
             flat = nnx.flatten(module, graph=True)[1]
-            self._check_attributes(where)
+            self._check_attributes(where, passing)
         entries: dict[str, Any] = {}
         kinds: dict[str, Kind] = {}
         new: list[Leaf] = []
@@ -113,7 +114,7 @@ class Instance:
             )
         return Changes(entries, kinds, tuple(new))
 
-    def _check_attributes(self, where: str) -> None:
+    def _check_attributes(self, where: str, passing: Container[str]) -> None:
         module = self.module
         before, after = _attributes(self.template.abstract()), _attributes(module)
         data = {keys for keys, _ in nnx.iter_graph(module, graph=True)}
@@ -121,6 +122,7 @@ class Instance:
             f"{'.'.join(map(str, keys))}: {before.get(keys, 'nothing')!r} -> {after.get(keys, 'nothing')!r}"
             for keys in sorted({*before, *after}, key=str)
             if not _same(before.get(keys, _ABSENT), after.get(keys, _ABSENT)) and (keys in after or keys not in data)
+            if keys[-1] not in passing
         ]
         if wrong:
             raise UnsupportedError(

@@ -29,6 +29,7 @@ class Maker:
       takes_rngs: Whether `ctor` has a parameter `rngs` that the arguments leave open.
       places: Whether Variables with axis names are placed on the mesh when they are made, as NNX does by default; a host
         that keeps the names for later turns it off, and needs no mesh then.
+      passing: Attributes that a call may set for itself alone, as far as the host is concerned.
 
     Raises:
       FieldError: `ctor` cannot be called, or arguments come with an instance.
@@ -40,6 +41,7 @@ class Maker:
             ctor, args, kwargs = ctor.func, (*ctor.args, *args), {**ctor.keywords, **kwargs}
         self.ctor, self.args, self.kwargs = ctor, args, kwargs
         self.places = True
+        self.passing: frozenset[str] = frozenset()
         self.instance = isinstance(ctor, nnx.Pytree)
         if self.instance:
             if args or kwargs:

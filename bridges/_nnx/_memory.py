@@ -48,17 +48,18 @@ class Memory:
         self.asked: Streams | None = None  # The streams that the constructor asks for.
         self.kept: dict[Streams, tuple[KeptStream, ...]] = {}
 
-    def unplaced(self) -> Memory:
-        """Returns what is known of the same model when its Variables are not placed on a mesh as they are made.
+    def pure(self) -> Memory:
+        """Returns what is known of the same model where each call stands for itself, as in Linen.
+
+        Variables are not placed on a mesh as they are made, and the modes that a call sets last as long as the call.
 
         Equal classes with equal arguments share it: a Linen module is made anew at every trace.
         """
         ctor, args, kwargs = self.maker.ctor, self.maker.args, self.maker.kwargs
         given = (*args, *kwargs.values())
         if isinstance(ctor, type) and all(map(_plain, given)):
-            return _unplaced(ctor, *args, **kwargs)
-        self.maker.places = False
-        return self
+            return _pure(ctor, *args, **kwargs)
+        return _purely(self)
 
     def base(self, streams: Streams = ()) -> tuple[Template, bool]:
         """Returns the template of what the constructor makes with such streams, and whether that needs a key."""
@@ -173,7 +174,7 @@ class Memory:
         def dry(call: Call, entries: Mapping[str, Any]) -> None:
             instance = Instance(base, entries)
             call.run(instance.module, base.sows)
-            self.learn(instance.changes().leaves)
+            self.learn(instance.changes(passing=self.maker.passing).leaves)
 
         with contextlib.suppress(Exception):  # The call itself will say what is wrong with it.
             call.abstract(dry, {path: present[path] for path in base.entries})
@@ -220,10 +221,14 @@ def at(where: str, path: str) -> str:
 
 
 @functools.lru_cache(maxsize=512, typed=True)
-def _unplaced(ctor: type, /, *args: Any, **kwargs: Any) -> Memory:
-    maker = Maker(ctor, args, kwargs)
-    maker.places = False
-    return Memory(maker)
+def _pure(ctor: type, /, *args: Any, **kwargs: Any) -> Memory:
+    return _purely(Memory(Maker(ctor, args, kwargs)))
+
+
+def _purely(memory: Memory) -> Memory:
+    memory.maker.places = False
+    memory.maker.passing = frozenset(("deterministic", "use_running_average"))
+    return memory
 
 
 def _plain(value: Any) -> bool:

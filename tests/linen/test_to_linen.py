@@ -529,6 +529,32 @@ def test_words_that_the_call_takes_are_passed_on():
         ToLinen(mlp).apply(initial(ToLinen(mlp), X), X, train=True)
 
 
+def test_modes_that_a_call_sets_last_as_long_as_the_call():
+    class Moody(nnx.Module):
+        def __init__(self, rngs):
+            self.norm, self.count = nnx.BatchNorm(3, rngs=rngs), 0
+
+        def __call__(self, x, train):
+            self.train() if train else self.eval()
+            return self.norm(x)
+
+        def counted(self, x):
+            self.count += 1
+            return self.norm(x, use_running_average=True)
+
+    model = ToLinen(Moody)
+    variables = randomised(model.init(KEY, X, True))
+    stats = variables["batch_stats"]["norm"]
+    want = (X - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5)
+    want = want * variables["params"]["norm"]["scale"] + variables["params"]["norm"]["bias"]
+    for _ in range(2):
+        np.testing.assert_allclose(model.apply(variables, X, False), want, rtol=1e-5)
+        _, new = model.apply(variables, X, True, mutable=["batch_stats"])
+        assert not same(new["batch_stats"]["norm"], stats)
+    with pytest.raises(br.UnsupportedError, match="count: 0 -> 1"):
+        model.apply(variables, X, method="counted")
+
+
 def test_core_flags():
     class Flagged(br.Module):
         def __call__(self, x):
