@@ -66,15 +66,10 @@ class Namespace(Mapping[str, Any]):
         return cls(dict(zip(names, children, strict=True)))
 
 
-def variables_in(tree: Mapping[str, Any], prefix: str = "") -> dict[str, nnx.Variable]:
-    """Returns the Variables of nested dictionaries by path."""
-    found: dict[str, nnx.Variable] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found.update(variables_in(value, f"{prefix}{name}{SEPARATOR}"))
-        else:
-            found[prefix + name] = value
-    return found
+def variables_in(tree: Mapping[str, Any]) -> dict[str, nnx.Variable]:
+    """Returns the Variables of nested dictionaries by path, sorted by name."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return {SEPARATOR.join(key.key for key in keys): leaf for keys, leaf in leaves}
 
 
 def place(tree: dict[str, Any], path: str, variable: nnx.Variable) -> None:

@@ -58,14 +58,16 @@ class ToNNX(Lean):
     has `flax.nnx.bridge.ToNNX`; with several streams those of `part.init({'params': …, 'dropout': …}, x)`, where each is
     `rngs.fork()[name]()`. An integer or key for `rngs` is not forked: `key = nnx.Rngs(0)()`.
 
-    A call reads the Variables, runs the part, and sets those that the part modified: no `mutable` is needed. What is sown
-    is held in `nnx.Intermediate` Variables of one shape, anew at each call. `train()` and `eval()` (and
-    `set_attributes`, `nnx.view`) decide about `is_training`, `train`, `training`, `deterministic` or
+    A call reads the Variables, runs the part, and sets those that the part modified: no `mutable` is needed. Where a
+    caller passes it to a Linen part it decides, and a collection that it names and that is not there yet is made, as a
+    cache is in Linen. What is sown is held in `nnx.Intermediate` Variables of one shape, anew at each call. `train()` and
+    `eval()` (and `set_attributes`, `nnx.view`) decide about `is_training`, `train`, `training`, `deterministic` or
     `use_running_average`, whichever the call takes, unless it is passed.
 
     Args:
       part: A Haiku function, an `hk.Module` class or what Haiku's transforms gave; a Linen module or class; an NNX class;
-        a `bridges.Module`, or a class of such. `functools.partial` of these classes.
+        a `bridges.Module`, or a class of such. `functools.partial` of these classes. Models made of equal parts have one
+        tree structure; instances of `bridges.Module` are equal to themselves only, a class with its arguments to others.
       *args: Arguments of a class.
       rngs: Random streams: `nnx.Rngs`, which are forked; an integer, a key, or a dictionary of these by stream. A stream
         advances when a call draws from it. Where no call of the part draws, as far as `lazy_init` can see by calls with
