@@ -143,7 +143,7 @@ class ToNNX(Lean):
         """
         self._check()
         state = self._entries()
-        streams = NextKeys.begun(self.rngs)
+        streams = NextKeys.begun(self._streams(method, kwargs))
 
         def call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             self.host.call(method, args, kwargs)
@@ -179,7 +179,7 @@ class ToNNX(Lean):
         Args:
           *args: The arguments of the call.
           method: Which method: a name, or what the part's wrapper takes; `__call__` if not given.
-          **kwargs: The arguments of the call.
+          **kwargs: The arguments of the call. `rngs`, where it is none of the part's own, stands in for the module's.
 
         Raises:
           MissingEntryError: A Variable is missing; all that are are listed. Nothing is ever made up.
@@ -191,6 +191,7 @@ class ToNNX(Lean):
         if _initialising(self):  # `nnx.bridge.lazy_init` of a model that this is a part of.
             self.lazy_init(*args, method=method, **kwargs)
         self._check()
+        rngs = self._streams(method, kwargs)
         kwargs |= settings(self.host, method, args, kwargs, self._modes())
         if self.host.core and not self.host.known:  # Filled without `lazy_init`.
             expected = check_fit(
@@ -198,7 +199,7 @@ class ToNNX(Lean):
             )
             if expected is not None:
                 self._learn(expected)
-        return self._run(lambda: self.host.call(method, args, kwargs), kwargs.get("mutable"))
+        return self._run(lambda: self.host.call(method, args, kwargs), rngs, kwargs.get("mutable"))
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
         """Sets what `nnx.view(model, …)` is to change.
@@ -234,7 +235,19 @@ class ToNNX(Lean):
             entries[inner], kinds[inner] = variable.get_value(), kind_of(variable)
         return State(entries, kinds)
 
-    def _run(self, fn: Any, mutable: Any = None) -> Any:
+    def _streams(self, method: Any, kwargs: dict[str, Any]) -> nnx.Rngs | None:
+        """Returns the streams of a call: its own `rngs`, taken out of the arguments, unless that is one of the part's."""
+        if "rngs" not in kwargs or self.host.framework == "flax.nnx":
+            return self.rngs
+        signature = self.host.signature(method)
+        if signature is None or any(p.name == "rngs" or p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            return self.rngs
+        rngs = kwargs.pop("rngs")
+        if rngs is None:
+            return self.rngs
+        return rngs if isinstance(rngs, nnx.Rngs) else as_rngs(rngs)  # `as_rngs` copies.
+
+    def _run(self, fn: Any, rngs: nnx.Rngs | None, mutable: Any = None) -> Any:
         state = self._entries()
         if blank := [path for path, value in state.items() if isinstance(value, jax.ShapeDtypeStruct)]:
             raise MissingEntryError(
@@ -242,7 +255,7 @@ class ToNNX(Lean):
                 + listing(f"{self.host.outer(path)!r} ({describe(state[path])})" for path in blank)
                 + "\nLoad them: nnx.update(model, bridges.nnx_adapter.restore(tree, model))."
             )
-        streams = NextKeys.begun(self.rngs)
+        streams = NextKeys.begun(rngs)
         new = []
         if mutable is not None and self.host.framework == "flax.linen":
             new = [self.host.inner(name) for name in collections_named(mutable, vars(self)["variables"])]
@@ -370,5 +383,5 @@ def _reached(model: ToNNX, path: str) -> Any:
     try:
         found = model.host.reached(path)
     except ContextError:  # A property that runs the part.
-        return model._run(lambda: model.host.reached(path))
+        return model._run(lambda: model.host.reached(path), model.rngs)
     return Reached(model, path) if callable(found) or isinstance(found, (Module, list, tuple)) else found

@@ -98,6 +98,26 @@ def test_what_is_mutable_and_a_function_as_argument():
     assert count[...] == 3
 
 
+def test_streams_of_a_call():
+    drop = nn.Dropout(0.5, deterministic=False)
+    model = br.ToNNX(drop).lazy_init(X, rngs=nnx.Rngs(5))
+    assert model.rngs is None
+    given = nnx.Rngs(dropout=1)
+    one, two = model(X, rngs=given), model(X, rngs=given)
+    assert not np.array_equal(one, two)
+    assert given.dropout.count[...] == 2
+    np.testing.assert_array_equal(one, drop.apply({}, X, rngs={"dropout": nnx.Rngs(dropout=1).dropout()}))
+    np.testing.assert_array_equal(model(X, rngs=jax.random.key(3)), model(X, rngs=jax.random.key(3)))
+    with pytest.raises(br.SeedError):
+        model(X)
+
+    class Own(nn.Module):
+        def __call__(self, x, rngs=None):
+            return rngs
+
+    assert br.ToNNX(Own()).lazy_init(X)(X, rngs="its own") == "its own"
+
+
 def test_states_of_one_structure_wherever_the_border_runs():
     class Inner(nn.Module):
         @nn.compact
