@@ -51,6 +51,14 @@ def infer_mapping(
       DifferentModelsError: The models are certainly not the same function; the text says where they part. Where that is not
         certain, the mapping is partial and its `parting` says where the search stopped.
       ModelError: A model cannot be called with these inputs.
+
+    >>> import numpy as np
+    >>> from bridges.infer import Function
+    >>> old = Function(lambda p, x: x @ p['w'].T, {'w': np.ones((3, 2), np.float32)})
+    >>> new = Function(lambda p, x: x @ p['kernel'], {'kernel': np.ones((2, 3), np.float32)})
+    >>> mapping = infer_mapping(old, new, np.ones((4, 2), np.float32))
+    >>> mapping.complete, mapping.to_dict()['placed']['kernel']['kind']
+    (True, 'values')
     """
     began = time.perf_counter()
     arrays = taken(inputs, kwargs, seed)

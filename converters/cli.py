@@ -317,13 +317,21 @@ def _job(**given: Any) -> Any:
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the mapping there.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @JSON
+@click.pass_context
 def infer(
-    from_model: str, into: str, inputs: Sequence[str], output: str | None, overwrite: bool, as_json: bool
+    ctx: click.Context,
+    from_model: str,
+    into: str,
+    inputs: Sequence[str],
+    output: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
-    """Find which module of the model FROM is which of the model INTO, and write it as a mapping to read and edit.
+    """Find which variables of the model FROM are which of the model INTO, and write it as a mapping to read and edit.
 
-    Names, shapes and the layers' conventions decide; what they leave open is listed, not guessed. `verify` proves the
-    mapping by what the models compute. Example:
+    Both models are run on random values: what they compute decides, names only order the candidates. What could not be
+    placed is listed with the reason. Without inputs only names, shapes and conventions are looked at. Exit status 1 if
+    something is not placed or the models differ. Example:
 
     \b
         bridges infer old.py:forward new.py:model --input 'float32[1,8]' -o mapping.toml
@@ -331,13 +339,19 @@ def infer(
     from converters._infer import Inferred
     from converters._inputs import parse
     from converters._models import load
+    from converters._progress import Steps
 
     args, kwargs = parse(inputs)
-    with _aside():
-        found = Inferred.of(load(from_model), load(into), args, kwargs)
+    with _aside(), Steps("inferring", quiet=as_json) as progress:
+        found = Inferred.of(load(from_model), load(into), args, kwargs, progress.at)
     if output:
         found.write(output, overwrite)
+    elif not as_json:
+        from converters._outline import printable
+
+        click.echo("\n".join(map(printable, found.summary.split("\n"))), err=True)
     _print(as_json, found.to_dict, lambda: f"{output}: {found.summary}" if output else found.toml)
+    ctx.exit(0 if found.complete else DIFFERS)
 
 
 _PROOF = together(

@@ -12,8 +12,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_there_are_two_programs():
-    assert len(BLOCKS) == 2
+def test_there_are_three_programs():
+    assert len(BLOCKS) == 3
 
 
 @pytest.mark.smoke

@@ -134,12 +134,29 @@ def test_a_difference_of_hyperparameters_stops_a_conversion(bridges, tmp_path):
 
 
 def test_infer(bridges, tmp_path):
-    status, out, _ = bridges("infer", "old.py:forward", "new.py:Graph", "--input", "float32[1,8]", "-o", "m.toml")
-    assert status == 0 and out == "m.toml: 4 layers placed, 8 entries -> 8 entries: exact\n"
+    status, out, err = bridges("infer", "old.py:forward", "new.py:Graph", "--input", "float32[1,8]", "-o", "m.toml")
+    assert status == 0 and out.startswith("m.toml: 8 of 8 leaves placed") and "outputs agree" in out and err == ""
     assert '"mlp/~/linear_{i:int}" = "layers/{i:int}"' in (tmp_path / "m.toml").read_text()
     assert bridges("infer", "old.py:forward", "new.py:Graph", "--input", "float32[1,8]", "-o", "m.toml")[0] == 2
     args = ("--into", "new.py:Graph", "--input", "batch.npz", "--mapping", "m.toml")
     assert bridges("convert", "params.pkl", "there.msgpack", *args)[0] == 0
+
+
+def test_infer_says_what_is_open_or_different(bridges):
+    args = ("infer", "old.py:forward", "new.py:far", "--input", "float32[2,8]")
+    status, out, err = bridges(*args)
+    assert status == 1 and "leaves placed" in err and "Traceback" not in err
+    status, out, _ = bridges(*args, "--json")
+    found = json.loads(out)
+    assert status == 1 and not found["complete"] and (found["parting"] or found["unplaced"])
+    status, out, err = bridges("infer", "old.py:forward", "new.py:Graph", "--input", "'text'")
+    assert (status, out) == (2, "") and "raises, with the inputs" in err
+
+
+def test_infer_without_inputs_goes_by_names(bridges, tmp_path):
+    status, out, _ = bridges("infer", "new.py:Graph", "new.py:Graph", "-o", "m.toml")
+    assert status == 0 and "placed by names and shapes" in out
+    assert "the models were not run" in (tmp_path / "m.toml").read_text()
 
 
 def test_verify_and_report(bridges, tmp_path):
@@ -247,3 +264,35 @@ def test_an_empty_name_is_no_file(bridges):
     for args in (("inspect", ""), ("convert", "params.pkl", "", "--overwrite"), ("diff", "", "params.pkl")):
         status, _, err = bridges(*args)
         assert status == 2 and "it is empty" in err
+
+
+PLAIN = """
+import jax, jax.numpy as jnp, numpy as np
+import bridges as br
+
+def apply(p, x):
+    x = jax.nn.relu(x @ p["layers"][0]["w"].T + p["layers"][0]["b"]) @ p["layers"][1]["w"].T + p["layers"][1]["b"]
+    x = x - x.mean(-1, keepdims=True)
+    x = jax.nn.relu(x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["norm"]["g"] + p["norm"]["b"])
+    return x @ p["out"]["w"].T + p["out"]["b"]
+
+def linear(n, m):
+    return {"w": np.ones((n, m), np.float32), "b": np.ones(n, np.float32)}
+
+norm = {"g": np.ones(16, np.float32), "b": np.ones(16, np.float32)}
+params = {"layers": [linear(16, 8), linear(16, 16)], "norm": norm, "out": linear(4, 16)}
+model = br.Function(apply, params)
+pair = (apply, params)
+"""
+
+
+def test_a_checkpoint_goes_to_a_plain_function_and_back(bridges, tmp_path):
+    (tmp_path / "plain.py").write_text(PLAIN)
+    status, out, _ = bridges("infer", "old.py:forward", "plain.py:model", "--input", "float32[3,8]", "-o", "m.toml")
+    assert status == 0 and "8 of 8 leaves placed" in out
+    ends = ("--from-model", "old.py:forward", "--into", "plain.py:pair", "--input", "batch.npz", "--mapping", "m.toml")
+    assert bridges("convert", "params.pkl", "out.npz", *ends)[0] == 0
+    status, out, _ = bridges("verify", "params.pkl", "out.npz", *ends, "--json")
+    assert status == 0 and json.loads(out)["verdict"] == "equal"
+    assert bridges("convert", "--back", "out.npz", "back.pkl")[0] == 0
+    assert bridges("diff", "params.pkl", "back.pkl")[0] == 0
