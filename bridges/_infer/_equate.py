@@ -30,10 +30,10 @@ def orders(target: Walk, form: Form, keys: np.ndarray, source: Walk, entry: Entr
       form, keys: The target's meeting and the keys of its elements.
       entry: The source's.
     """
-    mine = _units(target, form, keys.shape)
+    mine = units(target, form, keys.shape)
     order = np.lexsort((np.arange(keys.size), _rank(mine), keys.ravel()))
     shape = entry.keys.shape
-    theirs = _units(source, entry.form, shape)
+    theirs = units(source, entry.form, shape)
     seen = set()
     sorted_keys = keys.ravel()[order]
     for axes in _axes(theirs, shape):
@@ -49,7 +49,7 @@ def orders(target: Walk, form: Form, keys: np.ndarray, source: Walk, entry: Entr
             yield found
 
 
-def _units(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
+def units(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a number for the unit of each element, over all contractions of a form."""
     out = np.zeros(shape, U)
     with np.errstate(over="ignore"):
@@ -68,14 +68,14 @@ def _rank(units: np.ndarray) -> np.ndarray:
     return rank[back.ravel()]
 
 
-def _axes(units: np.ndarray, shape: tuple[int, ...]) -> Iterator[list[int]]:
+def _axes(numbers: np.ndarray, shape: tuple[int, ...]) -> Iterator[list[int]]:
     """Yields orders of axes: the given one, then those that permute the axes along which units differ."""
     yield list(range(len(shape)))
     start = (0,) * len(shape)
     moving = [
         a
         for a, n in enumerate(shape)
-        if n > 1 and units[tuple(1 if i == a else 0 for i in range(len(shape)))] != units[start]
+        if n > 1 and numbers[tuple(1 if i == a else 0 for i in range(len(shape)))] != numbers[start]
     ]
     if 1 < len(moving) <= 4:
         for order in itertools.permutations(moving):

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from bridges._infer._equate import equate, orders
+from bridges._infer._equate import equate, orders, units
 from bridges._infer._form import Form
 from bridges._infer._graph import Graph
 from bridges._infer._keys import U, fresh, total
-from bridges._infer._layout import moved_inputs
+from bridges._infer._layout import moved_inputs, moves
 from bridges._infer._leaves import Conflict, Leaves, Pseudo
-from bridges._infer._numbers import host
+from bridges._infer._numbers import ELEMENTWISE, host, numbers
 from bridges._infer._source import Entry, Source, element_keys, evaluate, parts
 from bridges._infer._table import SAME, aligned
 from bridges._infer._tails import Tails
@@ -332,8 +332,10 @@ class Target(Walk):
         shape = value.shape
         form = value.form.each(lambda x: np.broadcast_to(x, shape))
         keys = element_keys(self, form, shape)
-        for axis in range(len(shape) - 1, -1, -1):
-            for count in [c for c in range(2, shape[axis] + 1) if shape[axis] % c == 0]:
+        ways = [(axis, n) for axis, n in enumerate(shape) if n > 1]  # a stack, then parts that lie side by side
+        ways += [(a, c) for a in reversed(range(len(shape))) for c in range(2, shape[a]) if shape[a] % c == 0]
+        for axis, count in ways:
+            if count <= MOST_PIECES:
                 sets = np.split(keys, count, axis)
                 if any((k.size, int(total(k))) not in self.source.entries for k in sets):
                     continue
@@ -362,6 +364,9 @@ class Target(Walk):
     def met(self, value: Value, forms: Sequence[Form], place: tuple[int, int]) -> Value:
         if value.num is not None:
             return value
+        if place not in self._forced and place not in self._resumed and self._level < LEVELS - 1:
+            if self._split_later(forms[0], value.shape, place):
+                return value
         if place in self._resumed:
             self._pinned = {}
             options, tried = self._resumed.pop(place)
@@ -379,7 +384,8 @@ class Target(Walk):
             except Conflict:
                 self.leaves.undo(mark)
                 continue
-            self.choices.append(Choice(*place, mark, options, code, entry, tried | {code}))
+            if self.leaves.since(mark, self.leaves.mark()).size:
+                self.choices.append(Choice(*place, mark, options, code, entry, tried | {code}))
             if place[1] >= 0:
                 self.matched[self.graph.steps[place[0]].outs[place[1]]] = (entry.place[0], 0.0)
             shape = value.shape
@@ -387,6 +393,36 @@ class Target(Walk):
             kept = value.form if value.form is not None and value.form.small else None
             return Value(shape, True, num, gid, kept)
         return value
+
+    def _split_later(self, form: Form, shape: tuple[int, ...], place: tuple[int, int]) -> bool:
+        """Whether the units of a value go apart before anything else is done with it: its parts are then looked for."""
+        if not form.dots or place[1] < 0:
+            return False
+        whole = units(self, form, shape)
+        count = np.unique(whole).size
+        stack = [(self.graph.steps[place[0]].outs[place[1]], whole)]
+        for _ in range(12):
+            if not stack:
+                break
+            v, here = stack.pop()
+            for i in self.graph.readers.get(v, ()):
+                step = self.graph.steps[i]
+                if step.name in ("add", "sub"):
+                    stack.append((step.outs[0], np.broadcast_to(here, self.graph.shape(step.outs[0]))))
+                    continue
+                moved = moved_inputs(step)
+                if moved is None or len(moved) != 1 or step.name == "convert_element_type":
+                    continue
+                rest = [self.values.get(u) for u in step.ins[1:]]
+                if any(x is None or x.num is None for x in rest):
+                    continue
+                index = moves(step, [self.graph.shape(u) for u in step.ins], [None, *[x.num for x in rest if x]])
+                for out, at in zip(step.outs, index, strict=True):
+                    inside = here.ravel()[np.maximum(at, 0)]
+                    if at.size < here.size and np.unique(inside).size < count:
+                        return True
+                    stack.append((out, inside))
+        return False
 
     def _options(
         self, forms: Sequence[Form], shape: tuple[int, ...], place: tuple[int, int], wanted: int | None
@@ -402,11 +438,17 @@ class Target(Walk):
     def _ordered(
         self, v: int, form: Form, keys: np.ndarray, entries: list[Entry], wanted: int | None
     ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
-        ranked = sorted(((*self._rank(v, form, e), k) for k, e in enumerate(entries)))
+        several = len({total(e.gid) for e in entries}) > 1
+        ranks = [self._rank(v, form, e) for e in entries]
+        if several and wanted is None:
+            ahead = [self._ahead(v, form, keys, e) for e in entries]
+        else:
+            ahead = [0.0] * len(entries)
+        ranked = sorted((r[0], -a, r[1], k) for k, (r, a) in enumerate(zip(ranks, ahead, strict=True)))
         seen = set()
         later = []
-        for used, _, k in ranked:
-            if used and self._level == 0 and wanted is None and any(not u for u, _, _ in ranked):
+        for used, _, _, k in ranked:
+            if used and self._level == 0 and wanted is None and any(not r[0] for r in ranked):
                 continue
             for n, found in enumerate(orders(self, form, keys, self.source, entries[k])):
                 if n and self._level < 2 and wanted is None:
@@ -419,6 +461,32 @@ class Target(Walk):
                     else:
                         yield form, entries[k], found
         yield from later
+
+    def _ahead(self, v: int, form: Form, keys: np.ndarray, entry: Entry) -> float:
+        """Returns how many of the next operations on a value would give values of the source."""
+        found = next(orders(self, form, keys, self.source, entry), None)
+        if found is None:
+            return -1.0
+        num = entry.num.ravel()[found].reshape(keys.shape)
+        hits = []
+        stack = [(v, num)]
+        while stack:
+            w, x = stack.pop()
+            for i in self.graph.readers.get(w, ()):
+                step = self.graph.steps[i]
+                others = [self.values.get(u) for u in step.ins if u != w]
+                if any(o is None or o.form is not None or o.num is None or o.data for o in others):
+                    continue
+                if step.name not in ELEMENTWISE and moved_inputs(step) != [0]:
+                    continue
+                nums = [x if u == w else self.values[u].num for u in step.ins]  # type: ignore[union-attr]
+                outs = numbers(step, nums)
+                if step.name in ELEMENTWISE and step.name != "convert_element_type":
+                    rows = self.source.table.find(outs[0]) if outs[0].dtype.kind == "f" else []
+                    hits.append(any(aligned(outs[0], None, row) is not None for row in rows))
+                else:
+                    stack += list(zip(step.outs, outs, strict=True))
+        return float(np.mean(hits)) if hits else 0.0
 
     def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float]:
         """Leaves that have no target yet come first, then what is used alike later."""
