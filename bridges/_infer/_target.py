@@ -364,9 +364,9 @@ class Target(Walk):
     def met(self, value: Value, forms: Sequence[Form], place: tuple[int, int]) -> Value:
         if value.num is not None:
             return value
-        if place not in self._forced and place not in self._resumed and self._level < LEVELS - 1:
-            if self._split_later(forms[0], value.shape, place):
-                return value
+        chosen = place in self._forced or place in self._resumed
+        if not chosen and self._level < LEVELS - 1 and self._split_later(forms[0], value.shape, place):
+            return value
         if place in self._resumed:
             self._pinned = {}
             options, tried = self._resumed.pop(place)
