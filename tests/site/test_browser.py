@@ -130,18 +130,25 @@ def test_code_is_copied(browser, page, site, name):
     assert copied.strip() == wanted.strip() and copied.strip()
 
 
-@pytest.mark.parametrize("word", ["BatchNorm", "plan"])
-def test_search_finds(page, site, word):
+def search(page, site, words):
     open_page(page, site, "index.html")
     page.locator(".search-button__button:visible").first.click()
     page.locator("dialog input[type=search]:visible, .search-button__wrapper input[type=search]:visible").first.fill(
-        word
+        words
     )
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results li a")
-    found = [link.evaluate("a => a.pathname") for link in page.locator("#search-results li a").all()]
-    assert all(word.lower() in pathlib.Path(file).read_text("utf-8").lower() for file in found)
     assert page.problems == []
+    return [pathlib.Path(link.evaluate("a => a.pathname")) for link in page.locator("#search-results li a").all()]
+
+
+@pytest.mark.parametrize("word", ["BatchNorm", "plan"])
+def test_search_finds(page, site, word):
+    assert all(word.lower() in file.read_text("utf-8").lower() for file in search(page, site, word))
+
+
+def test_the_words_of_an_error_find_what_it_means(page, site):
+    assert "errors.html" in [file.name for file in search(page, site, "outside of a running context")]
 
 
 def test_every_public_name_has_an_entry(site):
