@@ -72,7 +72,7 @@ class ToHaiku(hk.Module):
         super().__init__(name=_name_of(part, args, kwargs) if name is None else name)
         self.host = Host(part, args, kwargs, root=self.name, bridge="ToHaiku")
         if self.host.framework == "flax.nnx":
-            self.host.module._memory = self.host.module._memory.unplaced()  # Haiku has no axis names.
+            self.host.module._memory = self.host.module._memory.pure()  # As in Linen: calls stand for themselves.
 
     @property
     def part(self) -> Any:
