@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import bridges as br
+from bridges.core._errors import MappingError
 from bridges.core._state import State
 from bridges.infer import DifferentModelsError, InferredMapping, infer_mapping
 from tests.pairs.ends import End, Entries, randomised
@@ -84,6 +85,14 @@ def forward(mapping: InferredMapping, src: End, dst: End, entries: Entries) -> d
     if not isinstance(dst.spec, dict | State):
         entries_of = State({p: x for p, x in dst.spec.entries.items() if p not in missing}, dst.spec.entries.declared)
         shapes = dataclasses.replace(dst.spec, entries=entries_of)
-    rest = br.Mapping.of(drop=[p.replace("{", "{{").replace("}", "}}") for p in mapping.unused])
-    plan = ((rest | mapping) if mapping.unused else mapping).plan(src.spec, shapes)
-    return dict(plan.forward(entries))
+    left = {p: x for p, x in src.shapes.items() if p in mapping.unused}
+    for _ in range(2):
+        rest = br.Mapping.of(drop=[p.replace("{", "{{").replace("}", "}}") for p in left])
+        try:
+            return dict(((rest | mapping) if left else mapping).plan(src.spec, shapes).forward(entries))
+        except MappingError as err:  # a source leaf of which a part goes to a target leaf that is not placed
+            more = {p for p in src.shapes if f"source {p!r} " in str(err)} - set(left)
+            if not mapping.unplaced or not more:
+                raise
+            left |= dict.fromkeys(more)
+    raise AssertionError(f"{sorted(left)} have no rule, and are dropped")

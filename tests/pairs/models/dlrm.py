@@ -40,7 +40,7 @@ def source():
 
 def target():
     def forward(dense, sparse):
-        offsets = np.cumsum([0, *SIZES[:-1]])[None, :, None]
+        offsets = np.cumsum([0, *SIZES[:-1]], dtype=np.int32)[None, :, None]
         table = hk.get_parameter("table", (sum(SIZES), DIM), init=hk.initializers.RandomNormal())
         embedded = jnp.take(table, sparse + offsets, axis=0).sum(2)
         hidden = hk.nets.MLP([16, DIM], activate_final=True, name="dense_mlp")(dense)
