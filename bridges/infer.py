@@ -67,8 +67,9 @@ def infer_mapping(
     traced = time.perf_counter()
     found = solve(networks[0], networks[1], seed=seed, progress=progress)
     solved = time.perf_counter()
-    read = set(uses(ends[0].run, dict(ends[0].spec.entries), arrays.arrays))
-    made = written(found, ends[0].spec, ends[1].spec, read, ends[0].fixed, _head(ends))
+    needed = [set(uses(end.needed, dict(end.spec.entries), arrays.arrays)) for end in ends]
+    weak = set(ends[1].spec.entries) - needed[1]
+    made = written(found, ends[0].spec, ends[1].spec, needed[0], ends[0].fixed, weak, _head(ends))
     seconds = {"trace": traced - began, "solve": solved - traced, "write": time.perf_counter() - solved}
     return _proved(made, found, ends, seconds)
 

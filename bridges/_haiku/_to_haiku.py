@@ -71,6 +71,8 @@ class ToHaiku(hk.Module):
     def __init__(self, part: Any, /, *args: Any, name: str | None = None, **kwargs: Any):
         super().__init__(name=_name_of(part, args, kwargs) if name is None else name)
         self.host = Host(part, args, kwargs, root=self.name, bridge="ToHaiku")
+        if self.host.framework == "flax.nnx":
+            self.host.module._memory = self.host.module._memory.pure()  # As in Linen: calls stand for themselves.
 
     @property
     def part(self) -> Any:

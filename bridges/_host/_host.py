@@ -83,7 +83,10 @@ class Host:
                 )
             part = functools.partial(part, *self.args, **self.kwargs)
         if self.framework is not None:
-            return wrapper_of(self.framework)(part, name=self.root)
+            wrapper = wrapper_of(self.framework)(part, name=self.root)
+            if self.framework == "flax.linen":
+                wrapper._memory = wrapper._memory.of_model(wrapper._linen)
+            return wrapper
         made = part if isinstance(part, Module) else part()
         if not isinstance(made, Module):
             raise UnsupportedError(f"{part!r} gave {describe(made)}, and a bridges.Module is wanted.")

@@ -19,6 +19,7 @@ from bridges._infer._evaluation import call_of, evaluated
 from bridges._infer._model import Model, ModelError
 from bridges._infer._random import drawn, randomised, variables
 from bridges.core._errors import SeedError, UnsupportedError
+from bridges.core._jaxpr import trace
 from bridges.core._kind import Param, RngState, kind_type
 from bridges.core._spec import Spec
 from bridges.core._state import State
@@ -80,6 +81,10 @@ class End:
         args, kwargs = call_of(self.model, *self.inputs.filled(arrays))
         state = State({**self.fixed, **variables}, self.spec.entries.declared)
         return self.model.apply(state, *args, rngs=jax.random.key(0) if self.draws else None, **kwargs)[0]
+
+    def needed(self, variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
+        """Returns the output of a call, computed without what it does not depend on (new running statistics)."""
+        return trace(self.run, dict(variables), dict(arrays)).needed()(dict(variables), dict(arrays))
 
     def values(self, seed: int = 0, positive: bool = False) -> dict[str, Any]:
         """Returns random variables, and those of `fixed`.

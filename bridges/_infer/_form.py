@@ -17,6 +17,7 @@ import numpy as np
 from bridges._infer._keys import U, mix, of_number
 
 MOST = 4  # parts of one sort
+HUGE = 1e8  # what masks add or put in the place of a value is this large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,27 @@ class Form:
         if len(mono.refs) != 1:
             return None
         return mono.refs[0] if self.const is None else mono.refs[0].by(1.0, self.const)
+
+    def masked(self) -> Form:
+        """Returns the form with nothing but the constant where that is huge: what masks put in the place of a value."""
+        added = [m.refs[0].shift for m in self.monos if m.num is None and len(m.refs) == 1]
+        const: Any = sum(added, 0.0 if self.const is None else self.const)
+        if not np.any(huge := np.abs(const) >= HUGE):
+            return self
+        form = self.each(lambda x: np.broadcast_to(x, huge.shape))
+
+        def refs(r: Refs) -> Refs:
+            return Refs(np.where(huge, -1, r.ref), r.scale, np.where(huge, 0.0, r.shift))
+
+        return Form(
+            tuple((np.where(huge, -1, a), s) for a, s in form.dots),
+            tuple(
+                Mono(tuple(refs(r) for r in m.refs), m.num, None if m.gid is None else np.where(huge, U(0), m.gid))
+                for m in form.monos
+            ),
+            tuple((np.where(huge, U(0), g), np.where(huge, 0.0, n)) for g, n in form.atoms),
+            np.where(huge, np.sign(const) * HUGE, 0.0 if self.const is None else self.const),
+        )
 
     def without_offsets(self) -> Form:
         """Returns the form without the leaves that are added."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from bridges._infer._decode import Joint, decode, groups, natural
 from bridges._infer._families import Family, grouped
-from bridges._infer._found import CONSTANT, Evidence, Found, Unplaced
+from bridges._infer._found import CONSTANT, Evidence, Found, Origin, Unplaced
 from bridges._infer._pieces import Undecodable
 from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped, whole
 from bridges._infer._text import Line, write
@@ -52,7 +52,13 @@ class Written:
 
 
 def written(
-    found: Found, src: Spec, dst: Spec, read: Iterable[str], fixed: Iterable[str], head: Sequence[str]
+    found: Found,
+    src: Spec,
+    dst: Spec,
+    read: Iterable[str],
+    fixed: Iterable[str],
+    weak: Iterable[str],
+    head: Sequence[str],
 ) -> Written:
     """Returns the mapping of what was found.
 
@@ -61,14 +67,15 @@ def written(
       src, dst: The specs.
       read: The source's entries that its outputs may depend on.
       fixed: The source's entries that are no weights (integers, masks).
+      weak: The target's entries that its outputs do not depend on: the convention of their layer knows better.
       head: Lines that its text begins with.
     """
-    work = _Work(found, src, dst, set(read), set(fixed))
-    tried = [whole(src, dst, work.origins, work.names)] if not work.unplaced else []
+    work = _Work(found, src, dst, set(read), set(fixed), set(weak))
+    tried = [whole(src, dst, work.strong, work.names)] if not work.unplaced else []
     for lines in tried:
         if lines.pairs and not isinstance(made := work.write(lines, head), str):
             return made
-    lines = shipped(src, dst, work.joints, work.origins, work.names)
+    lines = shipped(src, dst, work.joints, work.strong, work.names)
     while not isinstance(made := work.write(lines, head), Written):
         fewer = lines.without(made)
         lines = fewer if len(fewer.pairs) < len(lines.pairs) else Shipped((), lines.notes)
@@ -76,14 +83,19 @@ def written(
 
 
 class _Work:
-    def __init__(self, found: Found, src: Spec, dst: Spec, read: set[str], fixed: set[str]):
-        self.found, self.src, self.dst, self.read, self.fixed = found, src, dst, read, fixed
+    def __init__(self, found: Found, src: Spec, dst: Spec, read: set[str], fixed: set[str], weak: set[str]):
+        self.found, self.src, self.dst, self.read, self.fixed, self.weak = found, src, dst, read, fixed, weak
         self.names = found.sources
         self.origins = dict(sorted(found.origins.items(), key=lambda item: natural(item[0])))
         self.unplaced = list(found.unplaced)
         self.fills: dict[str, Any] = {}
         self._constants()
         self.joints = self._joints()
+
+    @property
+    def strong(self) -> dict[str, Origin]:
+        """What was found of entries that the target's outputs depend on."""
+        return {path: origin for path, origin in self.origins.items() if path not in self.weak}
 
     def _constants(self) -> None:
         """Takes the leaves that are constants in the source out of the origins."""
@@ -167,7 +179,8 @@ class _Work:
         else:
             assert lines.pairs, f"rules that were decoded one by one join what they were decoded from: {problem}"
             return problem
-        evidence = {path: origin.evidence for path, origin in self.origins.items()}
+        taken = covered[1] & self.weak
+        evidence = {path: origin.evidence for path, origin in self.origins.items() if path not in taken}
         for path in covered[1]:
             if path in self.dst.entries and path not in evidence:
                 evidence[path] = Evidence("convention", text="the other entries of its layer are placed")
@@ -183,7 +196,8 @@ class _Work:
             plan = mapping.plan(*ends)
         except BridgeError as err:
             return str(err)
-        wanted = {path: origin for path, origin in self.origins.items() if path in plan.dst}
+        taken = lines.targets & self.weak
+        wanted = {path: origin for path, origin in self.origins.items() if path in plan.dst and path not in taken}
         return "" if agrees(plan, numbers(self.src, self.names), wanted, self.names) else "other elements"
 
     def _rule(self, family: Family) -> dict[str, Any]:
@@ -211,7 +225,7 @@ class _Work:
             there for here, there in pairs if (values := src.match(here)) is not None and dst.format(values) == there
         }
         bare = {m.partition("/[")[0] for m in modules}
-        return [p for p in self.origins if any(_below(p, m) for m in bare)]
+        return [p for p in self.origins if p not in self.weak and any(_below(p, m) for m in bare)]
 
     def _evidence(self, paths: Iterable[str]) -> list[Evidence]:
         return [self.origins[p].evidence if p in self.origins else Evidence(CONSTANT) for p in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -137,6 +138,11 @@ def _continued(
     first, size = source.starts[path], int(np.prod(source.shapes[path]))
     if have.min() < first or have.max() >= first + size:
         return None
+    leaf = first + np.arange(size, dtype=np.int64).reshape(source.shapes[path])
+    for axes in itertools.permutations(range(leaf.ndim)) if leaf.ndim <= 5 else ():
+        moved = leaf.transpose(axes)
+        if moved.shape == where.shape and np.array_equal(moved[known], have):
+            return moved
     whole = continued(where, linear=True)
     if whole is None or whole.min() < first or whole.max() >= first + size or np.unique(whole).size != whole.size:
         return None

@@ -250,7 +250,12 @@ class Target(Walk):
             if mine is None or theirs is None:
                 continue
             a, b = self.number(mine), self.source.number(theirs)
-            if a is None or not isinstance(a, np.ndarray):
+            if a is None and mine.form is not None and mine.data and self._in_pieces(v, mine, self.graph.maker[v]):
+                made = self.values[v]
+                a = None if made is None else made.num
+            if a is None and mine.data:
+                raise Stuck(len(self.graph.steps), [v, k])
+            if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
                 continue
             scale = np.max(np.abs(b), initial=1e-30) if b.dtype.kind == "f" else 1.0
             if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=2e-6 * scale, equal_nan=True):

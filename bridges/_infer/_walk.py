@@ -158,7 +158,8 @@ class Walk:
         for o, v in enumerate(step.outs):
             form, variants = made[o] if made is not None else (None, [])
             if placed and form is not None and form.small:
-                value = dataclasses.replace(placed[o], form=form)
+                value = dataclasses.replace(placed[o], form=form.masked())
+                variants = [f.masked() for f in variants]
                 self.values[v] = self.met(value, variants, (i, o))
             elif placed:
                 self.values[v] = placed[o]
@@ -185,6 +186,7 @@ class Walk:
         if not data and not form.dots:
             refs = form.param()
             return Value(shape, False, None, None, form if refs is None else Form(monos=(Mono((refs,)),)))
+        form, variants = form.masked(), [f.masked() for f in variants]
         if not form.dots and not form.monos:  # nothing of the leaves is left: zero data
             num = np.zeros(shape) if form.const is None else np.broadcast_to(form.const, shape)
             if not form.atoms:

@@ -6,10 +6,13 @@ A learned call costs one look-up here and one run of the module. Nothing here ho
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from flax import linen as nn
 
 from bridges._linen._call import Call
 from bridges._linen._observe import Traits
@@ -56,6 +59,15 @@ class Memory:
     def __reduce__(self) -> tuple[Any, ...]:
         return Memory, ()
 
+    @classmethod
+    def of_model(cls, model: nn.Module) -> Memory:
+        """Returns what is known of the calls of an unbound module: equal modules share it, where that can be told.
+
+        A host that is itself made anew at every trace would learn everything anew.
+        """
+        key = _key(model)
+        return cls() if key is None else _shared(key)
+
     def fitting(self, call: Call, entries: Mapping[str, Any]) -> Expected | None:
         """Returns an expectation of the same method that these entries meet, whatever the inputs' shapes were."""
         for key, learned in list(self.calls.items()):
@@ -65,3 +77,35 @@ class Memory:
             if all(np.shape(entries[path]) == want.shape for path, want in expected.entries.items()):
                 return expected
         return None
+
+
+@functools.lru_cache(maxsize=512)
+def _shared(key: Any) -> Memory:
+    return Memory()
+
+
+def _key(value: Any, depth: int = 8) -> Any:
+    """Returns something that is equal for equal values, and holds no array; None if there is no such thing.
+
+    Functions are equal if they are the same code around equal values (`nn.initializers.normal(0.1)`).
+    """
+    parts: list[Any] | None = None
+    if isinstance(value, nn.Module):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value) if field.name != "parent"]
+    elif isinstance(value, (tuple, list)):
+        parts = list(value)
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, sorted(value.keywords.items())]
+    elif isinstance(value, types.FunctionType):
+        try:
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        except ValueError:  # One that is not filled yet.
+            return None
+        named = sorted((value.__kwdefaults__ or {}).items())
+        parts = [cells, value.__defaults__ or (), named, id(value.__globals__)]
+    elif value is None or isinstance(value, (bool, int, float, complex, str, type, np.dtype)):
+        return type(value), value
+    keys = None if parts is None or not depth else [_key(part, depth - 1) for part in parts]
+    if keys is None or None in keys:
+        return None
+    return (type(value), getattr(value, "__code__", None), *keys)

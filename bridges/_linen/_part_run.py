@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
 
 from bridges._host._fit import abstract_entries, check_fit
 from bridges._host._training import told
@@ -26,6 +28,7 @@ from bridges.core._errors import (
     listing,
 )
 from bridges.core._frame import Frame, enter
+from bridges.core._jaxpr import depends
 from bridges.core._kind import Kind, RngState, is_transient, kind_type
 from bridges.core._state import State
 
@@ -83,16 +86,41 @@ class Run:
             if host.core and not self.creating:
                 self._check(held, method, args, kwargs, flags)
             cls = _NNXContext if host.framework == "flax.nnx" else Context
-            ctx = cls(entries, streams=streams, create=self.creating, flags=flags, root=host.module)
-            with enter(Frame(ctx, None)):
-                out = host.call(method, args, kwargs)
-        drawn = {} if kept is None else kept.drawn(ctx, self.where)
+
+            def call(entries: State) -> tuple[Context, Any]:
+                ctx = cls(entries, streams=streams, create=self.creating, flags=flags, root=host.module)
+                with enter(Frame(ctx, None)):
+                    return ctx, host.call(method, args, kwargs)
+
+            ctx, out = call(entries)
+            drawn = {} if kept is None else self._drawn(kept, ctx, entries, call)
         if self.creating:
             self._learn(ctx, method)
         self._put(ctx, held)
         if streams is not None:
             streams.advance(drawn)
         return out
+
+    def _drawn(
+        self, kept: PassedKeys, ctx: Context, entries: State, call: Callable[[State], tuple[Context, Any]]
+    ) -> dict[str, str]:
+        """Returns the streams that an NNX part has drawn from: their names in NNX -> the streams of the scope."""
+        drawn = kept.drawn(ctx)
+        if lacking := kept.lacking(drawn):
+
+            def results(keys: dict[str, Any]) -> list[Any]:
+                ctx, out = call(entries | keys)
+                changed = [ctx.entries[p] for p in {*ctx.created, *ctx.modified} if not _is_stream(ctx, p)]
+                return [leaf for leaf in jax.tree.leaves((out, changed)) if hasattr(leaf, "dtype")]
+
+            keys = {self.host.inner(stream.key): entries[self.host.inner(stream.key)] for stream in lacking}
+            try:
+                matters = depends(results, keys)
+            except jax.errors.ConcretizationTypeError:
+                matters = True
+            if matters:
+                raise NoStream(lacking[0].tag, (), f"{self.where} (its {lacking[0].path!r})")
+        return kept.named(drawn)
 
     def _handed_through(self, call: Call) -> Any:
         """Returns the output of a Linen part, which needs no other scope than this."""
@@ -179,7 +207,7 @@ class Run:
         sown: dict[Place, Any] = {}
         for path in sorted({*ctx.created, *(ctx.modified if not self.creating else ())}):
             kind = _sure(ctx, path)
-            if self.host.framework == "flax.nnx" and issubclass(kind_type(kind), RngState):
+            if self.host.framework == "flax.nnx" and _is_stream(ctx, path):
                 continue  # Streams are passed in.
             value = ctx.created[path] if self.creating else ctx.entries[path]
             place = held.places.get(path) or placed(self.host, path, kind)
@@ -232,6 +260,10 @@ def _fingerprint(entries: State) -> frozenset[tuple[str, tuple[int, ...]]]:
     """Returns the paths and shapes of what lasts from call to call."""
     lasting = (path for path, kind in entries.kinds.items() if not is_transient(kind))
     return frozenset((path, tuple(entries[path].shape)) for path in lasting)
+
+
+def _is_stream(ctx: Context, path: str) -> bool:
+    return issubclass(kind_type(_sure(ctx, path)), RngState)
 
 
 def _sure(ctx: Context, path: str) -> Kind:

@@ -1,10 +1,12 @@
 """Keys of a Linen scope for the random streams that an NNX part keeps: passed in at each call, as `nnx.reseed` does.
 
-A stream that there is no key for gets one that nobody may draw with; whether it was drawn from shows in its count.
+A stream that there is no key for gets one that nobody may draw with; whether it was drawn from shows in its count. (Cells
+of NNX draw a key for a carry of zeros: what nothing is computed from is no draw.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges._host._host import Host
-from bridges._linen._scope_errors import NoStream
 from bridges._linen._scope_keys import ScopeStreams
 from bridges.core._context import Context
 
@@ -48,21 +49,17 @@ class PassedKeys:
             with jax.ensure_compile_time_eval():
                 self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
 
-    def drawn(self, ctx: Context, where: str) -> dict[str, str]:
-        """Returns the streams that a call has drawn from: their names in NNX -> the streams of the scope.
+    def drawn(self, ctx: Context) -> list[Any]:
+        """Returns the streams that a call has drawn from."""
+        return [stream for stream in self.kept if self.host.inner(stream.count) in ctx.modified]
 
-        Raises:
-          NoStream: It has drawn from one that there is no key for.
-        """
-        found = {}
-        for stream in self.kept:
-            if self.host.inner(stream.count) not in ctx.modified:
-                continue
-            name = self.sources[stream.count]
-            if name is None:
-                raise NoStream(stream.tag, (), f"{where} (its {stream.path!r})")
-            found[stream.tag] = name
-        return found
+    def lacking(self, drawn: Iterable[Any]) -> list[Any]:
+        """Returns those of the streams drawn from that there is no key for."""
+        return [stream for stream in drawn if self.sources[stream.count] is None]
+
+    def named(self, drawn: Iterable[Any]) -> dict[str, str]:
+        """Returns the streams drawn from: their names in NNX -> the streams of the scope."""
+        return {s.tag: name for s in drawn if (name := self.sources[s.count]) is not None}
 
 
 def _typed(key: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from bridges.core._errors import BridgeError
 
@@ -78,6 +79,13 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
     """Traces `fn(*args)` once, with every leaf of `args` abstract."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     return Traced(closed, jax.tree.structure(args), shape)
+
+
+def depends(fn: Callable[..., Any], *args: Any) -> bool:
+    """Returns whether any output of `fn(*args)` is computed from an argument, which may pass through loops unused."""
+    closed = jax.make_jaxpr(fn)(*args)
+    _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return any(used)
 
 
 def inner(eqn: Any) -> list[tuple[Any, slice, slice, slice, slice]]:

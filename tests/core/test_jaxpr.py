@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bridges as br
-from bridges.core._jaxpr import inner, scan_counts, trace, trace_state
+from bridges.core._jaxpr import depends, inner, scan_counts, trace, trace_state
 
 
 def test_the_trace_state_tells_traces_apart_and_contexts_not():
@@ -80,3 +80,16 @@ def test_what_a_scan_is_given_is_told_apart():
     assert scan_counts(scan.params) == (1, 2)
     ((_, mine, carried, _, _),) = inner(scan)
     assert (mine, carried) == (slice(None), slice(1, 3))
+
+
+def test_what_outputs_depend_on():
+    x = jnp.ones(3)
+
+    def looped(x, y):  # y goes through a loop, and nothing comes of it
+        return jax.lax.scan(lambda c, _: ((c[0] * 2, c[1] + 1), None), (x, y), length=2)[0][0]
+
+    assert depends(lambda x: x + 1, x)
+    assert not depends(lambda x: jnp.zeros(3) if x.shape else x, x)
+    assert not depends(lambda y: looped(x, y), x)
+    assert depends(lambda x: looped(x, x), x)
+    assert not depends(lambda key: (jax.random.fold_in(key, 1), x)[1], jax.random.key(0))

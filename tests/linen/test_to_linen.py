@@ -444,6 +444,29 @@ def test_who_draws_without_a_key_is_told_so(part, stream):
             ToLinen(part).apply(variables, X, rngs=rngs, mutable=True)
 
 
+def test_a_key_that_is_drawn_and_never_used_is_not_asked_for():
+    class Recurrent(nnx.Module):
+        """A cell of NNX draws a key for its first carry, which is zeros; `noisy` uses such a key."""
+
+        def __init__(self, noisy=False, *, rngs):
+            self.noisy, self.rngs, self.rnn = noisy, rngs, nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs))
+
+        def __call__(self, x):
+            return self.rnn(x + jax.random.normal(self.rngs.carry(), x.shape)) if self.noisy else self.rnn(x)
+
+    x = inputs(2, 5, 3)
+    model, variables = ToLinen(Recurrent), initial(ToLinen(Recurrent), x)
+    module = Recurrent(rngs=nnx.Rngs(0))
+    kept = {p: v for p, v in br.nnx_adapter.flatten(module).items() if p.startswith("Rng")}
+    nnx.update(module, br.nnx_adapter.unflatten(br.State(kept | flat(variables)), nnx.state(module)))
+    np.testing.assert_allclose(model.apply(variables, x), module(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), module(x), rtol=1e-5)
+    noisy = ToLinen(Recurrent, noisy=True)
+    with pytest.raises(br.SeedError, match="rngs/default"):
+        noisy.apply(variables, x)
+    assert not same(noisy.apply(variables, x, rngs={"carry": KEY}), noisy.apply(variables, x, rngs={"carry": OTHER}))
+
+
 def test_streams_fall_back_as_in_linen():
     variables = initial(ToLinen(Net), X)
     call = functools.partial(ToLinen(Net).apply, variables, X, mutable=["batch_stats"])
