@@ -9,7 +9,7 @@ how NNX flattens (flax 0.12).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -27,9 +27,15 @@ class Lean(nnx.Module):
     What is assigned under another name is data where NNX takes it for data, as in every module.
     """
 
+    _is_data: ClassVar[dict[str, bool]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._is_data = dict(cls._pytree__nodes)  # NNX's own mapping is slow to look into.
+
     def _graph_node_flatten(self) -> tuple[list[tuple[str, Any]], type]:
-        data, static = _parted(self)
-        return [*((name, _DATA(value)) for name, value in data), (_REST, _STATIC(static))], type(self)
+        names, values, static = _parted(self)
+        return [*zip(names, map(_DATA, values), strict=True), (_REST, _STATIC(static))], type(self)
 
     @staticmethod
     def _graph_node_create_empty(node_type: type) -> Any:
@@ -46,13 +52,13 @@ class Lean(nnx.Module):
         _fill(self, data.pop(_REST, ()), data)
 
     def _pytree__flatten(self) -> tuple[list[Any], tuple[tuple[str, ...], _Static]]:
-        data, static = _parted(self)
-        return [value for _, value in data], (tuple(name for name, _ in data), static)
+        names, values, static = _parted(self)
+        return values, (tuple(names), static)
 
     def _pytree__flatten_with_paths(self) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...], _Static]]:
-        data, static = _parted(self)
-        keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in data]
-        return keyed, (tuple(name for name, _ in data), static)
+        names, values, static = _parted(self)
+        keys = map(jax.tree_util.GetAttrKey, names)
+        return list(zip(keys, values, strict=True)), (tuple(names), static)
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Iterable[Any]) -> Any:
@@ -62,30 +68,27 @@ class Lean(nnx.Module):
         return made
 
 
-def _parted(module: Lean) -> tuple[list[tuple[str, Any]], _Static]:
-    """Returns the data and everything else of a module, each sorted by name."""
-    attributes = vars(module)
-    nodes, initializing = attributes[_NODES], attributes[_STATE].initializing
-    data, static = [], []
-    for item in sorted(attributes.items(), key=_name):
-        name, value = item
-        if nodes.get(name):
-            if value is not None and name != _STATE:
-                data.append(item)
-        elif name != _NODES or _own(nodes, type(module)):
-            static.append(item)
-    if initializing:
+def _parted(module: Lean) -> tuple[list[str], list[Any], _Static]:
+    """Returns the names and values of a module's data, and everything else, each sorted by name."""
+    cls, attributes = type(module), vars(module)
+    nodes, is_data = attributes[_NODES], cls._is_data
+    names, values, static = [], [], []
+    # An unpickled module has a mapping of its own that is equal.
+    if nodes is not cls._pytree__nodes and (own := dict(nodes)) != is_data:
+        is_data = own
+        static.append((_NODES, nodes))
+    for name in sorted(attributes):
+        if name in (_NODES, _STATE):
+            continue
+        value = attributes[name]
+        if not is_data.get(name):
+            static.append((name, value))
+        elif value is not None:
+            names.append(name)
+            values.append(value)
+    if attributes[_STATE].initializing:
         static.append((_STATE, True))
-    return data, tuple(static)
-
-
-def _own(nodes: Any, cls: type[Lean]) -> bool:
-    """Whether a module knows of other data than its class says; an unpickled one has a mapping of its own that is equal."""
-    return nodes is not cls._pytree__nodes and nodes != cls._pytree__nodes
-
-
-def _name(item: tuple[str, Any]) -> str:
-    return item[0]
+    return names, values, tuple(static)
 
 
 def _fill(module: Lean, static: _Static, data: dict[str, Any]) -> None:
