@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from bridges.core._errors import (
 )
 from bridges.core._frame import Frame, enter
 from bridges.core._jaxpr import depends
-from bridges.core._kind import Kind, RngState, is_transient, kind_type
+from bridges.core._kind import Kind, is_transient
 from bridges.core._state import State
 
 
@@ -81,8 +81,8 @@ class Run:
         streams = ScopeStreams.begun(self.module)
         with apart(), self._explained(streams):
             held = Held(host, self._own(method, args, kwargs, flags))
-            kept = PassedKeys(host, streams) if host.framework == "flax.nnx" and not self.creating else None
-            entries = held.state if kept is None else held.state.merge(kept.entries)
+            kept = PassedKeys(host, streams) if host.framework == "flax.nnx" else None
+            entries = held.state if kept is None or self.creating else held.state.merge(kept.entries())
             if host.core and not self.creating:
                 self._check(held, method, args, kwargs, flags)
             cls = _NNXContext if host.framework == "flax.nnx" else Context
@@ -93,10 +93,10 @@ class Run:
                     return ctx, host.call(method, args, kwargs)
 
             ctx, out = call(entries)
-            drawn = {} if kept is None else self._drawn(kept, ctx, entries, call)
+            drawn = {} if kept is None or self.creating else self._drawn(kept, ctx, entries, call)
         if self.creating:
             self._learn(ctx, method)
-        self._put(ctx, held)
+        self._put(ctx, held, () if kept is None else kept.paths)
         if streams is not None:
             streams.advance(drawn)
         return out
@@ -110,7 +110,7 @@ class Run:
 
             def results(keys: dict[str, Any]) -> list[Any]:
                 ctx, out = call(entries | keys)
-                changed = [ctx.entries[p] for p in {*ctx.created, *ctx.modified} if not _is_stream(ctx, p)]
+                changed = [ctx.entries[p] for p in {*ctx.created, *ctx.modified} - kept.paths]
                 return [leaf for leaf in jax.tree.leaves((out, changed)) if hasattr(leaf, "dtype")]
 
             keys = {self.host.inner(stream.key): entries[self.host.inner(stream.key)] for stream in lacking}
@@ -201,14 +201,15 @@ class Run:
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def _put(self, ctx: Context, held: Held) -> None:
+    def _put(self, ctx: Context, held: Held, passed: Collection[str]) -> None:
+        """Puts what a call has made or modified into the scope, but for what is passed in at each call."""
         frozen: dict[str, list[str]] = {}
         kept: dict[Place, Any] = {}
         sown: dict[Place, Any] = {}
         for path in sorted({*ctx.created, *(ctx.modified if not self.creating else ())}):
+            if path in passed:
+                continue
             kind = _sure(ctx, path)
-            if self.host.framework == "flax.nnx" and _is_stream(ctx, path):
-                continue  # Streams are passed in.
             value = ctx.created[path] if self.creating else ctx.entries[path]
             place = held.places.get(path) or placed(self.host, path, kind)
             if is_transient(kind) and path not in held.places:
@@ -260,10 +261,6 @@ def _fingerprint(entries: State) -> frozenset[tuple[str, tuple[int, ...]]]:
     """Returns the paths and shapes of what lasts from call to call."""
     lasting = (path for path, kind in entries.kinds.items() if not is_transient(kind))
     return frozenset((path, tuple(entries[path].shape)) for path in lasting)
-
-
-def _is_stream(ctx: Context, path: str) -> bool:
-    return issubclass(kind_type(_sure(ctx, path)), RngState)
 
 
 def _sure(ctx: Context, path: str) -> Kind:

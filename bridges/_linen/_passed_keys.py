@@ -26,28 +26,31 @@ class PassedKeys:
       streams: The streams of the scope.
 
     Attributes:
-      entries: Their entries.
+      paths: The paths of the entries.
     """
 
     def __init__(self, host: Host, streams: ScopeStreams | None):
-        self.host = host
-        given = () if streams is None else streams.source.names.values()
-        self.kept = host.module._memory.kept_streams(given)
-        self.entries: dict[str, Any] = {}
-        self.sources: dict[str, str | None] = {}
+        self.host, self.streams = host, streams
+        self.kept = host.module._memory.kept_streams(() if streams is None else streams.source.names.values())
+        self.paths = {host.inner(path) for stream in self.kept for path in (stream.key, stream.count)}
+        self.sources = {s.count: None if streams is None else streams.resolved(s.tag) for s in self.kept}
+
+    def entries(self) -> dict[str, Any]:
+        """Returns the entries, with the keys of this call."""
+        made: dict[str, Any] = {}
         counts: dict[str, int] = {}
         for stream in self.kept:
-            name = None if streams is None else streams.resolved(stream.tag)
-            self.sources[stream.count] = name
-            if name is None or streams is None:
+            name = self.sources[stream.count]
+            if name is None or self.streams is None:
                 key = _nobodys(stream.shape)
             else:
-                key = jax.random.fold_in(_typed(streams.source[name]), counts.get(name, 0))  # As nnx.reseed draws.
-                counts[name] = counts.get(name, 0) + 1
+                count = counts[name] = counts.get(name, -1) + 1
+                key = jax.random.fold_in(_typed(self.streams.source[name]), count)  # As nnx.reseed draws.
                 key = jax.random.split(key, stream.shape) if stream.shape else key
-            self.entries[host.inner(stream.key)] = key
+            made[self.host.inner(stream.key)] = key
             with jax.ensure_compile_time_eval():
-                self.entries[host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
+                made[self.host.inner(stream.count)] = jnp.zeros(stream.shape, np.uint32)
+        return made
 
     def drawn(self, ctx: Context) -> list[Any]:
         """Returns the streams that a call has drawn from."""

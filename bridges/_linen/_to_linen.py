@@ -28,7 +28,8 @@ class ToLinen(nn.Module):
     `{'params': a, 'dropout': b}` those of `nnx.Rngs(params=a, dropout=b)`, and so on. In a larger model the key is folded
     with the module's path, as Linen folds it. `apply(…, rngs={'dropout': key})` draws what
     `hk.transform(f).apply(params, key, x)` draws, and an NNX module after `nnx.reseed(module, dropout=key)`: random streams
-    are passed in as everywhere in Linen, and are no variables.
+    are passed in as everywhere in Linen, and are no variables. (NNX parts inside of a core part keep theirs, as everywhere
+    in the core: in `RngKey` and `RngCount`.)
 
     Variables lie in Linen's collections, under the part's own names: Haiku's in `params` and `state`; those of NNX under the
     names that NNX has for their types (`params`, `batch_stats`, `cache`, `LoRAParam`); those of a `bridges.Module` in

@@ -644,6 +644,21 @@ def test_haiku_multi_transform():
     assert same(ToLinen(two).apply(variables, code, method="decode"), two.apply["decode"](params, None, code))
 
 
+def test_haiku_transformed():
+    native = hk.transform_with_state(batch_net)
+    variables = ToLinen(native).init(KEY, X)
+    assert same(flat(variables), dict(br.haiku_adapter.flatten(*native.init(KEY, X))))
+    assert same(
+        ToLinen(native).apply(variables, X, mutable=["state"]),
+        ToLinen(batch_net).apply(variables, X, mutable=["state"]),
+    )
+    native = hk.without_apply_rng(hk.transform(mlp))
+    params = native.init(KEY, X)
+    variables = ToLinen(native).init(KEY, X)
+    assert same(flat(variables), dict(br.haiku_adapter.flatten(params)))
+    assert same(ToLinen(native).apply(variables, X), native.apply(params, X))
+
+
 def test_initialised_by_one_method():
     model = ToLinen(HaikuCoder)
     variables = model.init(KEY, X, method="encode")

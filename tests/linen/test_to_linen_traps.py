@@ -127,6 +127,29 @@ def test_streams_of_an_nnx_part_inside_a_core_part_are_its_state():
         ToLinen(Around).apply(variables, X)
 
 
+def test_keys_of_an_nnx_part_that_are_no_streams_are_variables():
+    class Own(nnx.RngState): ...
+
+    class Keyed(nnx.Module):
+        def __init__(self, rngs):
+            self.key, self.own = nnx.RngKey(jax.random.key(1), tag="own"), Own(jnp.zeros((), jnp.int32))
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            self.own[...] += 1
+            return self.drop(x) + jax.random.normal(jax.random.fold_in(self.key[...], self.own[...]), x.shape)
+
+    for init in (KEY, {"params": KEY, "dropout": KEY}):
+        variables = ToLinen(Keyed).init(init, X)
+        assert sorted(flat(variables)) == ["Own/own", "RngKey/key"]
+    out, new = ToLinen(Keyed).apply(variables, X, rngs={"dropout": KEY}, mutable=["Own"])
+    module = Keyed(nnx.Rngs(dropout=0))
+    nnx.reseed(module, dropout=KEY)
+    assert same(out, module(X)) and int(new["Own"]["own"]) == 1
+    with pytest.raises(br.SeedError, match="dropout"):
+        ToLinen(Keyed).apply(variables, X, mutable=["Own"])
+
+
 def test_trees_in_the_state():
     class Trees(br.Module):
         def __call__(self, x):
