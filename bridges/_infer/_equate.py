@@ -16,7 +16,7 @@ import numpy as np
 from bridges._infer._form import Form, Mono, Refs
 from bridges._infer._keys import U, mix, total
 from bridges._infer._leaves import Conflict
-from bridges._infer._source import Entry, parts
+from bridges._infer._source import Entry, masks, parts
 from bridges._infer._walk import Walk
 
 ROWS = 48  # rows of data that are looked at to tell columns apart
@@ -91,9 +91,13 @@ def equate(target: Walk, form: Form, source: Walk, entry: Entry, found: np.ndarr
     Raises:
       Conflict: They cannot be that.
     """
-    n = found.size
     flat = form.each(lambda x: np.broadcast_to(x, entry_shape(form)).ravel())
     theirs = entry.form.each(lambda x: np.broadcast_to(x, entry.keys.shape).ravel()[found])
+    if (masked := masks(flat)) is not None:
+        seen = ~masked
+        flat, theirs = flat.each(lambda x: x[seen]), theirs.each(lambda x: x[seen])
+        found = found[seen]
+    n = found.size
     mine_const = np.zeros(n) if flat.const is None else flat.const
     their_const = np.zeros(n) if theirs.const is None else theirs.const
     offsets = [m for m in flat.monos if m.num is None], [m for m in theirs.monos if m.num is None]

@@ -21,6 +21,8 @@ from bridges._infer._table import MOST_SLICES, SAME, Table, aligned, parted
 from bridges._infer._walk import Value, Walk
 
 _OFFSET = mix(np.array(77, U), 5)
+_MASKED = U(0x5DEECE66D1234567)
+_HIDDEN = -1e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,14 @@ class Entry:
     place: tuple[int, int]
 
 
+def masks(form: Form) -> np.ndarray | None:
+    """Returns which elements are hidden from a softmax by a large negative number: whatever is added to it, they are alike."""
+    added = [m.refs[0].shift for m in form.monos if m.num is None and len(m.refs) == 1]
+    added += [] if form.const is None else [form.const]
+    hidden = [x <= _HIDDEN for x in added if np.any(x <= _HIDDEN)]
+    return np.logical_or.reduce(np.broadcast_arrays(*hidden)) if hidden else None
+
+
 def element_keys(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
     """Returns for each element which data it is made of, as a sum of keys: uint64 [shape]."""
     out = np.zeros(shape, U)
@@ -59,6 +69,8 @@ def element_keys(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
             else:
                 assert mono.gid is not None
                 out = out + np.where(count > 0, mix(mono.gid, 31), U(0))
+    if (masked := masks(form)) is not None:
+        out = np.where(masked, _MASKED, out)
     return np.broadcast_to(out, shape)
 
 

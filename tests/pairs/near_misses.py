@@ -220,6 +220,28 @@ class Towers(nn.Module):
         return one @ jnp.tanh(two).T
 
 
+SEEN = np.tri(LENGTH, dtype=bool)
+
+
+def masked(x: Any) -> Any:
+    """Attention with a learned bias, hidden by a number that is added."""
+    bias = hk.get_parameter("bias", (LENGTH, LENGTH), init=hk.initializers.RandomNormal())
+    scores = hk.Linear(DIM, name="q")(x) @ x.swapaxes(1, 2) + (bias + jnp.where(SEEN, 0.0, -1e10))
+    return jax.nn.softmax(scores) @ hk.Linear(CLASSES, name="v")(x)
+
+
+def masked_linen() -> nn.Module:
+    """The same, hidden by a number in its place."""
+
+    def run(m: Any, x: Any) -> Any:
+        bias = m.param("bias", nn.initializers.normal(), (LENGTH, LENGTH))
+        scores = jnp.einsum("bqd,bkd->bqk", nn.Dense(DIM, name="query")(x), x)
+        weights = nn.softmax(scores + jnp.where(SEEN, bias, -1e30))
+        return jnp.einsum("bqk,bkd->bqd", weights, nn.Dense(CLASSES, name="value")(x))
+
+    return Inline(run)
+
+
 def _normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -264,5 +286,6 @@ MISSES = {
     "the reset gate elsewhere": Miss(recurrent(hk.GRU), rolled(nn.GRUCell(DIM)), SERIES, (PARTS,)),
     "tied, then untied": Miss(tied, untied_linen(), TOKENS, (SAME, PARTIAL)),
     "untied, then tied": Miss(untied, tied_linen(), TOKENS, (PARTS, PARTIAL)),
+    "hidden by another number": Miss(masked, masked_linen(), SERIES, (SAME,)),
     "towers of exchanged names": Miss(towers("left", "right"), Towers(), BOTH, (SAME,)),
 }
