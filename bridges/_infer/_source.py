@@ -44,7 +44,7 @@ class Entry:
 
 
 def masks(form: Form) -> np.ndarray | None:
-    """Returns which elements are hidden from a softmax by a large negative number: whatever is added to it, they are alike."""
+    """Returns which elements a large negative number hides from a softmax: whatever is added to it, they are alike."""
     added = [m.refs[0].shift for m in form.monos if m.num is None and len(m.refs) == 1]
     added += [] if form.const is None else [form.const]
     hidden = [x <= _HIDDEN for x in added if np.any(x <= _HIDDEN)]
