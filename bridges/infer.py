@@ -69,7 +69,8 @@ def infer_mapping(
     solved = time.perf_counter()
     needed = [set(uses(end.needed, dict(end.spec.entries), arrays.arrays)) for end in ends]
     weak = set(ends[1].spec.entries) - needed[1]
-    made = written(found, ends[0].spec, ends[1].spec, needed[0], ends[0].fixed, weak, _head(ends))
+    own = {path: x for path, x in ends[1].fixed.items() if path in ends[1].paths}
+    made = written(found, ends[0].spec, ends[1].spec, needed[0], ends[0].fixed, weak, own, _head(ends))
     seconds = {"trace": traced - began, "solve": solved - traced, "write": time.perf_counter() - solved}
     return _proved(made, found, ends, seconds)
 

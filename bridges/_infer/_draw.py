@@ -27,7 +27,7 @@ def drawn_leaves(graph: Graph, variables: Mapping[str, Any], seed: int) -> dict[
     """Returns random values of leaves by path, float64 where they are real.
 
     Weights are normal, divided by the root of all their sizes but the largest; vectors have a size of 0.3 to 1.1 and either
-    sign, but those that must be positive are.
+    sign, but those that must be positive are. What is an array already is taken as it is.
     """
     rng = np.random.default_rng(seed)
     sure = positive(graph)
@@ -35,7 +35,9 @@ def drawn_leaves(graph: Graph, variables: Mapping[str, Any], seed: int) -> dict[
     for path in sorted(variables):
         x = variables[path]
         shape = tuple(np.shape(x))
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if not isinstance(x, jax.ShapeDtypeStruct):  # an integer or a mask, which has a value of its own
+            out[path] = np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, np.floating) else x
+        elif jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             out[path] = jax.random.key(seed)
         elif not jnp.issubdtype(x.dtype, np.floating):
             out[path] = np.full(shape, 3, x.dtype) if x.dtype != bool else np.ones(shape, bool)

@@ -58,6 +58,7 @@ def written(
     read: Iterable[str],
     fixed: Iterable[str],
     weak: Iterable[str],
+    own: Mapping[str, Any],
     head: Sequence[str],
 ) -> Written:
     """Returns the mapping of what was found.
@@ -67,10 +68,11 @@ def written(
       src, dst: The specs.
       read: The source's entries that its outputs may depend on.
       fixed: The source's entries that are no weights (integers, masks).
+      own: The target's entries that are no weights, with the values that the model gives them.
       weak: The target's entries that its outputs do not depend on: the convention of their layer knows better.
       head: Lines that its text begins with.
     """
-    work = _Work(found, src, dst, set(read), set(fixed), set(weak))
+    work = _Work(found, src, dst, set(read), set(fixed), set(weak), own)
     tried = [whole(src, dst, work.strong, work.names)] if not work.unplaced else []
     for lines in tried:
         if lines.pairs and not isinstance(made := work.write(lines, head), str):
@@ -83,12 +85,22 @@ def written(
 
 
 class _Work:
-    def __init__(self, found: Found, src: Spec, dst: Spec, read: set[str], fixed: set[str], weak: set[str]):
+    def __init__(
+        self,
+        found: Found,
+        src: Spec,
+        dst: Spec,
+        read: set[str],
+        fixed: set[str],
+        weak: set[str],
+        own: Mapping[str, Any],
+    ):
         self.found, self.src, self.dst, self.read, self.fixed, self.weak = found, src, dst, read, fixed, weak
         self.names = found.sources
         self.origins = dict(sorted(found.origins.items(), key=lambda item: natural(item[0])))
         self.unplaced = list(found.unplaced)
         self.fills: dict[str, Any] = {}
+        self._own(own)
         self._constants()
         self.joints = self._joints()
 
@@ -96,6 +108,17 @@ class _Work:
     def strong(self) -> dict[str, Origin]:
         """What was found of entries that the target's outputs depend on."""
         return {path: origin for path, origin in self.origins.items() if path not in self.weak}
+
+    def _own(self, own: Mapping[str, Any]) -> None:
+        """Gives entries of the target that are no weights the values that they have there, if nothing else is known."""
+        for leaf in [leaf for leaf in self.unplaced if leaf.path in own]:
+            value = np.asarray(own[leaf.path])
+            if value.dtype.kind in "biuf":
+                zeros = np.zeros(value.shape, np.int64)
+                evidence = Evidence(CONSTANT, text="no weight: the target's own value")
+                ones = np.ones(value.shape)
+                self.origins[leaf.path] = Origin(zeros - 1, zeros, ones, value.astype(np.float64), evidence)
+                self.unplaced.remove(leaf)
 
     def _constants(self) -> None:
         """Takes the leaves that are constants in the source out of the origins."""

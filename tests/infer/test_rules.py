@@ -22,7 +22,9 @@ def made(mapping, src, dst, lost=(), read=None, fixed=()):
     """Returns what is written of what a mapping says, and its plan if it is whole."""
     src, dst = Spec.of(src), Spec.of(dst)
     plan = mapping.plan(src, dst)
-    result = written(found_of(plan, src, lost), src, dst, src.entries if read is None else read, fixed, (), ["a -> b"])
+    result = written(
+        found_of(plan, src, lost), src, dst, src.entries if read is None else read, fixed, (), {}, ["a -> b"]
+    )
     assert result.mapping == Mapping.loads(result.text) and result.text.startswith("# a -> b\n")
     if result.unplaced or result.unused:
         with pytest.raises(MappingError):
