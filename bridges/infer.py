@@ -13,7 +13,7 @@ import dataclasses
 import time
 from typing import Any
 
-from bridges._infer._end import End, taken
+from bridges._infer._end import End, is_random, taken
 from bridges._infer._found import Found, Network, Parting, Progress
 from bridges._infer._function import Function as Function
 from bridges._infer._inferred import DifferentModelsError as DifferentModelsError
@@ -63,20 +63,16 @@ def infer_mapping(
     began = time.perf_counter()
     arrays = taken(inputs, kwargs, seed)
     ends = End.of(src, arrays), End.of(dst, arrays)
-    networks = [Network(end.run, _variables(end), arrays.arrays) for end in ends]
+    networks = [Network(end.run, end.weights, arrays.arrays) for end in ends]
     traced = time.perf_counter()
     found = solve(networks[0], networks[1], seed=seed, progress=progress)
     solved = time.perf_counter()
     needed = [set(uses(end.needed, dict(end.spec.entries), arrays.arrays)) for end in ends]
     weak = set(ends[1].spec.entries) - needed[1]
-    own = {path: x for path, x in ends[1].fixed.items() if path in ends[1].paths}
+    own = {path: x for path, x in ends[1].fixed.items() if not is_random(ends[1].spec, path)}
     made = written(found, ends[0].spec, ends[1].spec, needed[0], ends[0].fixed, weak, own, _head(ends))
     seconds = {"trace": traced - began, "solve": solved - traced, "write": time.perf_counter() - solved}
     return _proved(made, found, ends, seconds)
-
-
-def _variables(end: End) -> dict[str, Any]:
-    return {path: end.fixed.get(path, end.spec.entries[path]) for path in end.paths}
 
 
 def _head(ends: tuple[End, End]) -> list[str]:

@@ -67,9 +67,9 @@ class End:
         return dataclasses.replace(end, draws=True) if end._draws() else end
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """The entries that are to be placed: all but the random state."""
-        return tuple(path for path in self.spec.entries if not _random(self.spec, path))
+    def weights(self) -> dict[str, Any]:
+        """The abstract entries that are to be placed: all but `fixed`."""
+        return {path: x for path, x in self.spec.entries.items() if path not in self.fixed}
 
     def run(self, variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
         """Returns the output of a call.
@@ -117,7 +117,8 @@ def taken(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, seed: in
     return Inputs.of((args, kwargs), floats=False)
 
 
-def _random(spec: Spec, path: str) -> bool:
+def is_random(spec: Spec, path: str) -> bool:
+    """Whether an entry is random state: a key, or how often it was drawn from."""
     kind = spec.entries.kind(path)
     return kind is not None and issubclass(kind_type(kind), RngState)
 
@@ -152,7 +153,7 @@ def _is_fixed(spec: Spec, path: str, x: Any) -> bool:
     if not jax.dtypes.issubdtype(x.dtype, np.inexact):
         return True
     kind = spec.entries.kind(path)
-    return _random(spec, path) or (spec.framework == "nnx" and path.startswith("arrays/") and not _is_param(kind))
+    return is_random(spec, path) or (spec.framework == "nnx" and path.startswith("arrays/") and not _is_param(kind))
 
 
 def _is_param(kind: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bridges._infer._decode import Joint, decode, groups, natural
+from bridges._infer._end import is_random
 from bridges._infer._families import Family, grouped
 from bridges._infer._found import CONSTANT, Evidence, Found, Origin, Unplaced
 from bridges._infer._pieces import Undecodable
@@ -111,14 +112,14 @@ class _Work:
 
     def _own(self, own: Mapping[str, Any]) -> None:
         """Gives entries of the target that are no weights the values that they have there, if nothing else is known."""
-        for leaf in [leaf for leaf in self.unplaced if leaf.path in own]:
-            value = np.asarray(own[leaf.path])
-            if value.dtype.kind in "biuf":
-                zeros = np.zeros(value.shape, np.int64)
+        for path in own:
+            value = np.asarray(own[path])
+            if path not in self.origins and value.dtype.kind in "biuf":
+                zeros, ones = np.zeros(value.shape, np.int64), np.ones(value.shape)
                 evidence = Evidence(CONSTANT, text="no weight: the target's own value")
-                ones = np.ones(value.shape)
-                self.origins[leaf.path] = Origin(zeros - 1, zeros, ones, value.astype(np.float64), evidence)
-                self.unplaced.remove(leaf)
+                self.origins[path] = Origin(zeros - 1, zeros, ones, value.astype(np.float64), evidence)
+                self.weak.add(path)
+        self.unplaced = [leaf for leaf in self.unplaced if leaf.path not in self.origins]
 
     def _constants(self) -> None:
         """Takes the leaves that are constants in the source out of the origins."""
@@ -165,7 +166,8 @@ class _Work:
         covered = lines.sources, lines.targets
         unplaced = [leaf for leaf in self.unplaced if leaf.path not in covered[1]]
         joined = {path for joint in self.joints for path in joint.sources}
-        spare = [p for p in self.names if p not in covered[0] and p not in joined]
+        weights = [p for p in self.src.entries if not is_random(self.src, p)]
+        spare = [p for p in weights if p not in covered[0] and p not in joined]
         unused = [p for p in spare if p in self.read and p not in self.fixed]
         dropped = {p: _CONSTANT if p in self.read else _UNREAD for p in spare if p not in unused}
         if lines.pairs and (unplaced or unused):

@@ -68,10 +68,10 @@ MODELS = {
 def test_any_model_runs_in_evaluation_on_random_values(name):
     end = End.of(MODELS[name], taken((X,)))
     values = end.values(1)
-    assert values.keys() == end.spec.entries.keys() and set(end.paths) <= values.keys()
+    assert values.keys() == end.spec.entries.keys() and set(end.weights) <= values.keys()
     first, again = (np.asarray(end.run(values, end.inputs.arrays)) for _ in range(2))
     assert np.array_equal(first, again) and np.ptp(first) > 0.1  # dropout is inactive, nothing is at zero
-    for path in end.paths:
+    for path in end.weights:
         if np.issubdtype(values[path].dtype, np.floating) and values[path].size > 1:
             assert np.ptp(values[path]) > 0, path
     assert all(values[path].min() > 0 for path in values if "var" in path and "mean" not in path)
@@ -81,7 +81,7 @@ def test_evaluation_reads_the_running_statistics():
     for name in ("haiku function", "linen", "nnx class"):
         end = End.of(MODELS[name], taken((X,)))
         values = end.values(1)
-        mean = next(path for path in end.paths if path.endswith(("mean", "mean_ema/average")))
+        mean = next(path for path in end.weights if path.endswith(("mean", "mean_ema/average")))
         moved = {**values, mean: values[mean] + 1}
         assert not np.allclose(end.run(values, end.inputs.arrays), end.run(moved, end.inputs.arrays), atol=1e-3), name
 
