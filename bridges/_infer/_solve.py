@@ -14,6 +14,7 @@ from bridges._infer._draw import drawn_inputs, drawn_leaves, positive
 from bridges._infer._found import STRUCTURE, VALUES, Evidence, Found, Network, Origin, Parting, Progress, Unplaced
 from bridges._infer._graph import Graph
 from bridges._infer._leaves import Leaves
+from bridges._infer._parting import parting as parted_at
 from bridges._infer._source import Source, evaluate
 from bridges._infer._table import continued
 from bridges._infer._target import Target
@@ -53,7 +54,7 @@ def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | Non
     lap("target")
     origins, unplaced = _placed(target)
     unused = _unused(source, target)
-    parting = _parting(source, target)
+    parting = parted_at(target)
     error = float("inf")
     if not unplaced:
         error = _anew(src, dst, graphs, origins, source, seed + 1)
@@ -154,16 +155,6 @@ def _unused(source: Source, target: Target) -> list[str]:
     found = target.leaves.source[: target.leaves.count][target.leaves.known[: target.leaves.count]]
     taken[found[found >= 0]] = True
     return [p for p in source.leaves.paths if not taken[source.leaves.refs(p)].any()]
-
-
-def _parting(source: Source, target: Target) -> Parting | None:
-    if not target.stuck:
-        return None
-    i = min(target.stuck)
-    if i >= len(target.graph.steps):
-        return Parting("", "", "the outputs differ")
-    step = target.graph.steps[i]
-    return Parting("", f"{step.scope} ({step.name})", "no place of the source has the same incoming data")
 
 
 def _anew(

@@ -26,9 +26,9 @@ from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
 
 TRIES = 150  # choices that are taken back for one step, at each level
-LEVELS = (
-    3  # of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted
-)
+ALL_TRIES = 1500  # in all
+# Of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted.
+LEVELS = 3
 MOST_PIECES = 16  # that a value is made of
 HORIZON = 24  # choices that are looked back to
 
@@ -88,7 +88,7 @@ class Target(Walk):
         """Goes through all steps, and compares the outputs."""
         self.roots()
         i, goal, count = 0, 0, len(self.graph.steps)
-        tries = 0
+        tries = spent = 0
         first: list[tuple[int, int, int]] | None = None  # the choices with which the goal was first stuck
         while i <= count:
             if self._progress is not None and i % 16 == 0:
@@ -112,14 +112,15 @@ class Target(Walk):
                 stuck = err
             if first is None or i > goal:
                 first, tries, self._level = [(c.step, c.out, c.code) for c in self.choices], 0, 0
-                goal, self._upstream_of_goal = i, self._upstream(stuck)
-            tries += 1
-            back = self._back(self._upstream_of_goal | self._upstream(stuck)) if tries <= TRIES else None
+                goal, self._upstream_of_goal = i, self.upstream(stuck)
+            tries, spent = tries + 1, spent + 1
+            more = tries <= TRIES and spent <= ALL_TRIES
+            back = self._back(self._upstream_of_goal | self.upstream(stuck)) if more else None
             if back is not None:
                 i = back
                 continue
             open_now = [s for s, _, _ in first if s in self._upstream_of_goal][-HORIZON:]
-            if self._level < LEVELS - 1 and open_now:  # the same again, with options that are less likely
+            if self._level < LEVELS - 1 and open_now and spent <= ALL_TRIES:  # again, with options that are less likely
                 self._level, tries = self._level + 1, 0
                 i = min(self._restored(first, goal), open_now[0])
                 self._taken_back(i)
@@ -177,7 +178,8 @@ class Target(Walk):
         self._resumed = {}
         return False
 
-    def _upstream(self, stuck: Stuck) -> set[int]:
+    def upstream(self, stuck: Stuck) -> set[int]:
+        """Returns the steps that a step depends on."""
         found: set[int] = set()
         stack = list(self.graph.outs) if stuck.step >= len(self.graph.steps) else list(self.graph.steps[stuck.step].ins)
         stack += stuck.values
@@ -193,6 +195,10 @@ class Target(Walk):
                     stack += new
         return found
 
+    def level_for_probes(self) -> None:
+        """Makes single steps ready to be tried after the search."""
+        self._level, self._forced, self._resumed, self._pinned = 1, {}, {}, {}
+
     def doubtful(self) -> dict[int, list[int]]:
         """Returns the leaf elements that were chosen among several and that nothing confirmed, with the other options.
 
@@ -204,13 +210,13 @@ class Target(Walk):
             return found
         self._level = LEVELS - 1
         marks = [c.mark for c in self.choices[1:]] + [self.leaves.mark()]
-        upstream = set().union(*[self._upstream(s) for s in self.stuck.values()])
+        upstream = set().union(*[self.upstream(s) for s in self.stuck.values()])
         sealed: set[int] = set()
         for k in range(len(self.choices) - 1, -1, -1):
             choice = self.choices[k]
             if choice.entry.form.dots:
                 sealed |= self._before(choice.step)
-        near = {k for s in self.stuck.values() for k in self._near(self._upstream(s))}
+        near = {k for s in self.stuck.values() for k in self._near(self.upstream(s))}
         for k, choice in enumerate(self.choices):
             if choice.step not in upstream or (choice.step in sealed and k not in near):
                 continue
@@ -445,7 +451,7 @@ class Target(Walk):
     ) -> Iterator[tuple[Form, Entry, np.ndarray]]:
         several = len({total(e.gid) for e in entries}) > 1
         ranks = [self._rank(v, form, e) for e in entries]
-        if several and wanted is None:
+        if several and wanted is None and keys.shape == self.graph.shape(v):
             ahead = [self._ahead(v, form, keys, e) for e in entries]
         else:
             ahead = [0.0] * len(entries)
