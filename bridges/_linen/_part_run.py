@@ -186,7 +186,7 @@ class Run:
             raise
         except SeedError as err:
             given = () if streams is None else streams.source.names.values()
-            raise NoStream(stream_of(err), given, self.where) from err
+            raise NoStream(stream_of(err), given, self.where, self.creating) from err
         except (CreateError, MissingEntryError) as err:
             if not getattr(err, "_to_linen", False):
                 err._to_linen = True  # type: ignore[union-attr]

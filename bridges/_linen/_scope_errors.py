@@ -33,13 +33,14 @@ class Immutable(PermissionsError, flax_errors.ModifyScopeVariableError):
 class NoStream(SeedError, flax_errors.InvalidRngError):
     """A part draws from a stream that `init` or `apply` was given no key for; what Linen raises, in our words."""
 
-    def __init__(self, stream: str, given: Iterable[str], where: str):
-        # Linen's own words are those that adapters look for (bridges._linen._observe.missing_stream).
-        text = (
-            f'{where} needs PRNG for "{stream}"; rngs= gives'
-            f" {', '.join(sorted(given)) or 'none'}. Pass it: model.apply(variables, x, rngs={{{stream!r}: key}}), or one"
-            " key for all streams."
+    def __init__(self, stream: str, given: Iterable[str], where: str, creating: bool = False):
+        remedy = (
+            "Pass a key, model.init(key, x), or keys by stream: model.init({'params': key, 'dropout': other}, x)."
+            if creating
+            else f"Pass it: model.apply(variables, x, rngs={{{stream!r}: key}}), or one key for all streams."
         )
+        # Linen's own words are those that adapters look for (bridges._linen._observe.missing_stream).
+        text = f'{where} needs PRNG for "{stream}"; rngs= gives {", ".join(sorted(given)) or "none"}. {remedy}'
         BridgeError.__init__(self, text)
 
 

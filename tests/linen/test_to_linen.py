@@ -467,6 +467,13 @@ def test_a_key_that_is_drawn_and_never_used_is_not_asked_for():
     assert not same(noisy.apply(variables, x, rngs={"carry": KEY}), noisy.apply(variables, x, rngs={"carry": OTHER}))
 
 
+def test_init_without_a_key():
+    assert ToLinen(lambda x: x + 1).init({}, X) == {}
+    for part in (mlp, Net, Core):
+        with pytest.raises(br.SeedError, match=r"model\.init\(key, x\)"):
+            ToLinen(part).init({}, X)
+
+
 def test_streams_fall_back_as_in_linen():
     variables = initial(ToLinen(Net), X)
     call = functools.partial(ToLinen(Net).apply, variables, X, mutable=["batch_stats"])
