@@ -341,7 +341,7 @@ def infer(
     from converters._models import load
     from converters._progress import Steps
 
-    args, kwargs = parse(inputs)
+    args, kwargs = parse(inputs, 0)
     with _aside(), Steps("inferring", quiet=as_json) as progress:
         found = Inferred.of(load(from_model), load(into), args, kwargs, progress.at)
     if output:

@@ -71,12 +71,12 @@ def variables(spec: Spec, seed: int = 0, positive: bool = False) -> dict[str, An
 def drawn(x: Any, rng: np.random.Generator) -> Any:
     """Returns an input with values: what is abstract, and what is real and all the same, is drawn; the rest stays.
 
-    Abstract integers are 0 or 1, since what they may be is not known.
+    Integers that are abstract, or several and all zero, become 0 and 1, since what else they may be is not known.
     """
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x if not isinstance(x, jax.ShapeDtypeStruct) else jax.random.key(0)
     if not jax.dtypes.issubdtype(x.dtype, np.inexact):
-        if not isinstance(x, jax.ShapeDtypeStruct):
+        if not isinstance(x, jax.ShapeDtypeStruct) and (x.dtype == bool or np.size(x) < 2 or np.any(np.asarray(x))):
             return x
         return rng.integers(0, 2, x.shape).astype(x.dtype)
     given = None if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)

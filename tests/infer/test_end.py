@@ -109,6 +109,8 @@ def test_inputs_are_drawn_where_they_are_shapes_or_all_the_same():
     assert [np.ptp(arrays[f"0/{i}"]) > 0 for i in range(3)] == [True] * 3
     assert np.array_equal(arrays["0/2"], given) and np.array_equal(arrays["0/3"], tokens)
     assert set(arrays) == {"0/0", "0/1", "0/2", "0/3"}  # rates and flags stay settings
+    zeros, ones, flag = taken((np.zeros((4, 9), np.int32), np.ones(3, np.int32), np.zeros(3, bool))).arrays.values()
+    assert set(np.unique(zeros)) == {0, 1} and ones.tolist() == [1, 1, 1] and not flag.any()  # tokens, a mask, flags
 
 
 def test_roots_of_entries_get_positive_values():
