@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from bridges._infer._found import Parting
@@ -76,7 +77,7 @@ def _constant(target: Target, i: int) -> Parting | None:
 
 
 def _number(x: Any) -> float | None:
-    if np.size(x) != 1 or not hasattr(x, "dtype") or np.dtype(x.dtype).kind != "f":
+    if np.size(x) != 1 or not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     value = float(np.ravel(np.asarray(x))[0])
     return value if np.isfinite(value) and 0 < abs(value) < 1e15 else None
