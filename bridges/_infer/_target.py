@@ -163,9 +163,9 @@ class Target(Walk):
             self.leaves.undo(choice.mark)
             del self.choices[k:]
             self._resumed = {(choice.step, choice.out): (choice.rest, choice.tried)}
-            self._pinned = {(c.step, c.out): c.code for c in self.choices if c.step == choice.step}
-            self._taken_back(choice.step)
             if self._peek(choice):
+                self._pinned = {(c.step, c.out): c.code for c in self.choices if c.step == choice.step}
+                self._taken_back(choice.step)
                 return choice.step
         return None
 
