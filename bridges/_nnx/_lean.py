@@ -8,6 +8,7 @@ how NNX flattens (flax 0.12).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -18,7 +19,16 @@ _OWN = "_pytree__"  # What the names of NNX's own attributes begin with.
 _NODES, _STATE, _REST = _OWN + "nodes", _OWN + "state", _OWN + "static"
 _DATA, _STATIC = nnx.graphlib.DataElem, nnx.graphlib.StaticElem
 
-_Static = tuple[tuple[str, Any], ...]
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Static attributes by name. Where a module has just those of its class, its static part is a tuple of their values."""
+
+    items: tuple[tuple[str, Any], ...]
+
+
+_Static = _Pairs | tuple[Any, ...]
+_Parts = tuple[tuple[str, ...], list[Any], _Static]
 
 
 class Lean(nnx.Module):
@@ -27,11 +37,17 @@ class Lean(nnx.Module):
     What is assigned under another name is data where NNX takes it for data, as in every module.
     """
 
+    # Worked out once a class: NNX's own mapping of data is slow to look into.
     _is_data: ClassVar[dict[str, bool]]
+    _data_names: ClassVar[tuple[str, ...]]
+    _static_names: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls._pytree__nodes = {**cls._pytree__nodes, _NODES: False}  # As NNX notes it in every instance.
         super().__init_subclass__(**kwargs)
-        cls._is_data = dict(cls._pytree__nodes)  # NNX's own mapping is slow to look into.
+        cls._is_data = {name: data for name, data in cls._pytree__nodes.items() if not name.startswith(_OWN)}
+        cls._data_names = tuple(sorted(name for name, data in cls._is_data.items() if data))
+        cls._static_names = tuple(sorted(name for name, data in cls._is_data.items() if not data))
 
     def _graph_node_flatten(self) -> tuple[list[tuple[str, Any]], type]:
         names, values, static = _parted(self)
@@ -49,16 +65,15 @@ class Lean(nnx.Module):
 
     def _graph_node_init(self, attributes: Iterable[tuple[Any, Any]]) -> None:
         data = dict(attributes)
-        _fill(self, data.pop(_REST, ()), data)
+        _fill(self, data.pop(_REST), data)
 
     def _pytree__flatten(self) -> tuple[list[Any], tuple[tuple[str, ...], _Static]]:
         names, values, static = _parted(self)
-        return values, (tuple(names), static)
+        return values, (names, static)
 
     def _pytree__flatten_with_paths(self) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...], _Static]]:
         names, values, static = _parted(self)
-        keys = map(jax.tree_util.GetAttrKey, names)
-        return list(zip(keys, values, strict=True)), (tuple(names), static)
+        return list(zip(map(jax.tree_util.GetAttrKey, names), values, strict=True)), (names, static)
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Iterable[Any]) -> Any:
@@ -68,31 +83,41 @@ class Lean(nnx.Module):
         return made
 
 
-def _parted(module: Lean) -> tuple[list[str], list[Any], _Static]:
+def _parted(module: Lean) -> _Parts:
     """Returns the names and values of a module's data, and everything else, each sorted by name."""
     cls, attributes = type(module), vars(module)
-    nodes, is_data = attributes[_NODES], cls._is_data
-    names, values, static = [], [], []
-    # An unpickled module has a mapping of its own that is equal.
-    if nodes is not cls._pytree__nodes and (own := dict(nodes)) != is_data:
-        is_data = own
-        static.append((_NODES, nodes))
-    for name in sorted(attributes):
-        if name in (_NODES, _STATE):
-            continue
-        value = attributes[name]
-        if not is_data.get(name):
-            static.append((name, value))
-        elif value is not None:
-            names.append(name)
-            values.append(value)
+    if (
+        attributes[_NODES] is not cls._pytree__nodes
+        or len(attributes) != len(cls._is_data) + 2
+        or attributes[_STATE].initializing
+    ):
+        return _with_names(module)
+    names, values = cls._data_names, [attributes[name] for name in cls._data_names]
+    if any([value is None for value in values]):
+        names = tuple([name for name in names if attributes[name] is not None])
+        values = [attributes[name] for name in names]
+    return names, values, tuple([attributes[name] for name in cls._static_names])
+
+
+def _with_names(module: Lean) -> _Parts:
+    """Returns the same of a module that has attributes of its own, or is being initialised."""
+    cls, attributes = type(module), vars(module)
+    is_data, static = dict(attributes[_NODES]), []
+    if is_data != dict(cls._pytree__nodes):  # An unpickled module has a mapping of its own that is equal.
+        static.append((_NODES, attributes[_NODES]))
+    rest = {name: attributes[name] for name in sorted(attributes) if name not in (_NODES, _STATE)}
+    data = {name: value for name, value in rest.items() if is_data.get(name) and value is not None}
+    static += [(name, value) for name, value in rest.items() if not is_data.get(name)]
     if attributes[_STATE].initializing:
         static.append((_STATE, True))
-    return names, values, tuple(static)
+    if len(static) == len(cls._static_names) and tuple(dict(static)) == cls._static_names:
+        return tuple(data), list(data.values()), tuple(dict(static).values())
+    return tuple(data), list(data.values()), _Pairs(tuple(static))
 
 
 def _fill(module: Lean, static: _Static, data: dict[str, Any]) -> None:
-    attributes, rest = vars(module), dict(static)
+    attributes = vars(module)
+    rest = dict(static.items if isinstance(static, _Pairs) else zip(type(module)._static_names, static, strict=True))
     initializing = rest.pop(_STATE, False)
     if _STATE not in attributes:
         attributes[_STATE] = nnx.pytreelib.PytreeState(initializing=initializing)
