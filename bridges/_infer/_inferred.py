@@ -7,10 +7,13 @@ partial mapping raises until the user has added the rest.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from bridges._infer._found import Evidence, Parting, Unplaced
 from bridges.core._errors import BridgeError
@@ -94,19 +97,25 @@ class InferredMapping(Mapping):
         return "\n".join([*lines, *open_lines(self.unplaced, self.unused), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what was found as plain data."""
-        return {
-            "mapping": self.text,
-            "complete": self.complete,
-            "placed": {path: dataclasses.asdict(evidence) for path, evidence in self.evidence.items()},
-            "unplaced": [dataclasses.asdict(leaf) for leaf in self.unplaced],
-            "unused": list(self.unused),
-            "dropped": list(self.dropped),
-            "parting": dataclasses.asdict(self.parting) if self.parting else None,
-            "verified": dataclasses.asdict(self.verified) if self.verified else None,
-            "notes": list(self.notes),
-            "seconds": dict(self.seconds),
-        }
+        """Returns what was found as plain data, which JSON can hold: no number where there is none, or no finite one."""
+        return _finite(
+            {
+                "mapping": self.text,
+                "complete": self.complete,
+                "placed": {path: dataclasses.asdict(evidence) for path, evidence in self.evidence.items()},
+                "unplaced": [dataclasses.asdict(leaf) for leaf in self.unplaced],
+                "unused": list(self.unused),
+                "dropped": list(self.dropped),
+                "parting": dataclasses.asdict(self.parting) if self.parting else None,
+                "verified": dataclasses.asdict(self.verified) if self.verified else None,
+                "notes": list(self.notes),
+                "seconds": dict(self.seconds),
+            }
+        )
+
+
+def _finite(plain: Any) -> Any:
+    return jax.tree.map(lambda x: None if isinstance(x, float) and not math.isfinite(x) else x, plain)
 
 
 def open_lines(unplaced: Sequence[Unplaced], unused: Sequence[str]) -> list[str]:

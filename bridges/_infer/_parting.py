@@ -76,6 +76,9 @@ def _constant(target: Target, i: int) -> Parting | None:
     return None
 
 
+_TRUTH = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "xor", "is_finite"}
+
+
 def _number(x: Any) -> float | None:
     if np.size(x) != 1 or not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
@@ -124,8 +127,8 @@ def _operation(target: Target, i: int) -> Parting | None:
             if value is None or value.num is None or value.gid is None or value.num.size != np.prod(made.shape):
                 continue
             readers = [source.steps[m].name for m in source.readers.get(w, ())]
-            if not readers or not isinstance(value.num, np.ndarray):
-                continue
+            if not readers or not isinstance(value.num, np.ndarray) or step.name in _TRUTH:
+                continue  # a number does not stand for a truth value
             kept = target.values[step.outs[0]]
             target.values[step.outs[0]] = Value(
                 made.shape, True, value.num.reshape(made.shape), value.gid.reshape(made.shape)

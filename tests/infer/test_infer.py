@@ -1,5 +1,7 @@
 """infer_mapping from outside: any two kinds of model, what it returns, what it says of models that differ."""
 
+import json
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -87,6 +89,7 @@ def test_any_kind_to_any_kind(src, dst):
     assert mapping.verified.outputs < 1e-12 and mapping.verified.dtype == "float64"
     assert br.Mapping.loads(mapping.dumps()) == mapping and mapping == br.Mapping.loads(mapping.dumps())
     assert "placed" in str(mapping) and mapping.to_dict()["complete"] is True
+    assert json.loads(json.dumps(mapping.to_dict(), allow_nan=False)) == mapping.to_dict()
 
 
 def test_verify_agrees():
