@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
@@ -89,6 +90,7 @@ def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
     leaves, source = target.leaves, target.source.leaves
     starts = np.array([source.starts[p] for p in source.paths], np.int64)
     origins, unplaced = {}, []
+    evidence = _evidence(target)
     doubtful = np.zeros(leaves.num.size, bool)
     doubtful[list(target.doubtful())] = True
     for path in leaves.paths:
@@ -119,8 +121,33 @@ def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
             continue
         index = np.where(whole >= 0, np.searchsorted(starts, whole, "right") - 1, -1)
         element = np.where(whole >= 0, whole - starts[np.maximum(index, 0)], 0)
-        origins[path] = Origin(index, element, scale, shift, Evidence(kind, text=text))
+        said = dataclasses.replace(evidence.get(path, Evidence(kind)), kind=kind, text=text)
+        origins[path] = Origin(index, element, scale, shift, said)
     return origins, unplaced
+
+
+def _evidence(target: Target) -> dict[str, Evidence]:
+    """Returns for each leaf where it was matched first, and how many later values that depend on it are the source's."""
+    graph, source = target.graph, target.source.graph
+    confirmed: dict[str, int] = {}
+    errors: dict[str, float] = {}
+    for v, (_, gap) in target.matched.items():
+        if v >= 0 and target.values.get(v) is not None:
+            for path in graph.leaves[v]:
+                confirmed[path] = confirmed.get(path, 0) + 1
+                errors[path] = max(errors.get(path, 0.0), gap)
+    starts = np.array([target.leaves.starts[p] for p in target.leaves.paths], np.int64)
+    found: dict[str, Evidence] = {}
+    ends = [*[c.mark for c in target.choices], target.leaves.mark()][1:]
+    for choice, end in zip(target.choices, ends, strict=True):
+        refs = target.leaves.since(choice.mark, end)
+        src, dst = source.steps[choice.entry.place[0]], graph.steps[choice.step]
+        for k in np.unique(np.searchsorted(starts, refs[refs < target.leaves.count], "right") - 1):
+            path = target.leaves.paths[k]
+            at, to = (f"{x.scope} ({x.name})".strip() for x in (src, dst))
+            error = errors.get(path, float("nan"))
+            found.setdefault(path, Evidence(VALUES, at, to, error, confirmed.get(path, 0)))
+    return found
 
 
 def _read(target: Target) -> set[str]:

@@ -442,9 +442,12 @@ class Target(Walk):
         for form in forms:
             keys = element_keys(self, form, shape)
             size, key = keys.size, int(total(keys))
-            for entries in (self.source.entries.get((size, key), []), None):
-                entries = self.source.slices(size, key) if entries is None else entries
-                yield from self._ordered(v, form, keys, entries, wanted)
+            whole = self.source.entries.get((size, key), [])
+            alike = [e for e in whole if self._rank(v, form, e)[1] <= 0]
+            yield from self._ordered(v, form, keys, alike, wanted)
+            yield from self._ordered(v, form, keys, self.source.slices(size, key), wanted)
+            others = [e for e in whole if not any(e is a for a in alike)]
+            yield from self._ordered(v, form, keys, others, wanted)
 
     def _ordered(
         self, v: int, form: Form, keys: np.ndarray, entries: list[Entry], wanted: int | None
@@ -495,7 +498,8 @@ class Target(Walk):
                 nums = [x if u == w else self.values[u].num for u in step.ins]  # type: ignore[union-attr]
                 outs = numbers(step, nums)
                 if step.name in ELEMENTWISE and step.name != "convert_element_type":
-                    rows = self.source.table.find(outs[0]) if outs[0].dtype.kind == "f" else []
+                    table = self.source.table
+                    rows = (table.find(outs[0]) or table.find_slices(outs[0])) if outs[0].dtype.kind == "f" else []
                     hits.append(any(aligned(outs[0], None, row) is not None for row in rows))
                 else:
                     stack += list(zip(step.outs, outs, strict=True))

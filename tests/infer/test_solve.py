@@ -202,3 +202,10 @@ def test_a_leaf_that_nothing_reads_is_not_placed():
         network(lambda v, x: x @ v["w"], X, w=(6, 4)), network(lambda v, x: x @ v["k"], X, k=(6, 4), unused=(4,))
     )
     assert [u.path for u in found.unplaced] == ["unused"] and list(found.origins) == ["k"]
+
+
+def test_evidence_says_where_and_how_exactly():
+    found = solve(block(), block())
+    evidence = found.origins["w1"].evidence
+    assert evidence.kind == "values" and "dot_general" in evidence.src_place and "dot_general" in evidence.dst_place
+    assert evidence.confirmed > 0 and evidence.error < 1e-12
