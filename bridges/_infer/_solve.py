@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from bridges._infer._backwards import joined, turned
 from bridges._infer._draw import drawn_inputs, drawn_leaves, positive
 from bridges._infer._found import STRUCTURE, VALUES, Evidence, Found, Network, Origin, Parting, Progress, Unplaced
 from bridges._infer._graph import Graph
@@ -21,10 +22,48 @@ from bridges._infer._table import continued
 from bridges._infer._target import Target
 
 UNROLLED = 200_000
+SAME = 2e-6  # how far outputs of one function are apart at most, as a part of the largest, in float32
 
 
 def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | None = None) -> Found:
-    """Returns which source elements the target's leaves consist of.
+    """Returns which source elements the target's leaves consist of; where one way leaves some open, the other is tried.
+
+    Args:
+      src, dst, seed, progress: As for `one_way`.
+    """
+    found = one_way(src, dst, seed=seed, progress=progress)
+    if not found.unplaced or (found.parting is not None and found.parting.certain):
+        return found
+    began = time.perf_counter()
+    back = one_way(dst, src, seed=seed, progress=progress)
+    more = turned(back, src.variables, dst.variables)
+    if back.parting is None and len(more) >= len(
+        found.origins
+    ):  # whole, or as far as can be: nothing of a failed search
+        open_ = [Unplaced(p, "no value of the source tells it") for p in sorted(dst.variables)]
+        said = {item.path: item for item in found.unplaced}
+        found = dataclasses.replace(
+            found, origins={}, unplaced=tuple(said.get(item.path, item) for item in open_), parting=None
+        )
+    found = joined(found, more, src.variables)
+    if not found.unplaced:
+        error = _compared(src, dst, found, seed + 1)
+        if error < SAME:
+            found = dataclasses.replace(found, parting=None)
+        found = dataclasses.replace(found, error=error)
+    return dataclasses.replace(found, seconds={**found.seconds, "the other way": time.perf_counter() - began})
+
+
+def _compared(src: Network, dst: Network, found: Found, seed: int) -> float:
+    inputs = drawn_inputs(src.inputs, seed)
+    graphs = [_traced(side, inputs) for side in (src, dst)]
+    shapes = {p: tuple(np.shape(x)) for p, x in sorted(src.variables.items())}
+    values = drawn_leaves(graphs[0], src.variables, seed)
+    return _anew(src, dst, graphs, found.origins, Leaves(shapes, values).paths, seed)
+
+
+def one_way(src: Network, dst: Network, *, seed: int = 0, progress: Progress | None = None) -> Found:
+    """Returns which source elements the target's leaves consist of, found by walking through the target.
 
     Args:
       src: The source.
@@ -58,8 +97,8 @@ def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | Non
     parting = parted_at(target)
     error = float("inf")
     if not unplaced:
-        error = _anew(src, dst, graphs, origins, source, seed + 1)
-        if parting is None and not error < 2e-6:
+        error = _anew(src, dst, graphs, origins, source.leaves.paths, seed + 1)
+        if parting is None and not error < SAME:
             parting = Parting("", "", f"on other values the outputs are {error:.1e} apart")
     lap("check")
     return Found(tuple(source.leaves.paths), origins, tuple(unplaced), tuple(unused), parting, error, seconds)
@@ -185,11 +224,11 @@ def _unused(source: Source, target: Target) -> list[str]:
 
 
 def _anew(
-    src: Network, dst: Network, graphs: list[Graph], origins: Mapping[str, Origin], source: Source, seed: int
+    src: Network, dst: Network, graphs: list[Graph], origins: Mapping[str, Origin], paths: Sequence[str], seed: int
 ) -> float:
     inputs = drawn_inputs(src.inputs, seed)
     values = drawn_leaves(graphs[0], src.variables, seed)
-    given = [values[p] for p in source.leaves.paths]
+    given = [values[p] for p in paths]
     other = {p: o.value(given) for p, o in origins.items()}
     outs = []
     for graph, variables in zip(graphs, (values, other), strict=True):
