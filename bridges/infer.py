@@ -10,11 +10,13 @@ What it does not do: guess. A leaf that could not be placed is listed with the r
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from bridges._infer._end import End, is_random, taken
-from bridges._infer._found import Found, Network, Parting, Progress
+from bridges._infer._found import Evidence, Found, Network, Parting, Progress
 from bridges._infer._function import Function as Function
 from bridges._infer._inferred import DifferentModelsError as DifferentModelsError
 from bridges._infer._inferred import InferredMapping as InferredMapping
@@ -24,6 +26,7 @@ from bridges._infer._proof import agree, verified
 from bridges._infer._rules import Written, written
 from bridges._infer._solve import solve
 from bridges.core._uses import uses
+from bridges.mapping._plan import Plan
 
 __all__ = ["DifferentModelsError", "Function", "InferredMapping", "Verified", "infer_mapping"]
 
@@ -86,10 +89,12 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
     Raises:
       DifferentModelsError: The models part.
     """
-    parting, proof = found.parting, None
+    parting, proof, evidence = found.parting, None, made.evidence
     if not made.unplaced and not made.unused:
         began = time.perf_counter()
-        proof = verified(*ends, made.mapping.plan(ends[0].spec, ends[1].spec))
+        plan = made.mapping.plan(ends[0].spec, ends[1].spec)
+        proof = verified(*ends, plan)
+        evidence = _confirmed(evidence, proof, plan)
         seconds["verify"] = time.perf_counter() - began
         if agree(proof):
             parting = None
@@ -101,8 +106,8 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
     text = "".join(f"# {line}\n" for line in lines)
     mapping = InferredMapping(
         made.mapping.parts,
-        text + made.text,
-        made.evidence,
+        text + made.retold(evidence),
+        evidence,
         made.unplaced,
         made.unused,
         made.dropped,
@@ -116,3 +121,20 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
             f"{ends[0].model.name} and {ends[1].model.name} are not one function.\n{str_parting(parting)}", mapping
         )
     return mapping
+
+
+def _confirmed(evidence: Mapping[str, Evidence], proof: Verified, plan: Plan) -> dict[str, Evidence]:
+    """Returns the evidence with what the proof says of each leaf: how far gradients are apart, or that there is none."""
+    out = dict(evidence)
+    for item in plan:
+        errors = [proof.leaves[path] for path in item.sources if path in proof.leaves]
+        for path in item.targets if errors else ():
+            known = out.get(path)
+            if known is None or not math.isnan(known.error):
+                continue
+            if all(map(math.isnan, errors)):
+                texts = filter(None, (known.text, "the output does not depend on it"))
+                out[path] = dataclasses.replace(known, text="; ".join(texts))
+            else:
+                out[path] = dataclasses.replace(known, error=max(e for e in errors if not math.isnan(e)))
+    return out

@@ -30,11 +30,17 @@ class Verified:
       dtype: The precision.
       outputs: The outputs, on new random variables.
       gradients: The gradients with respect to the source's variables; those of the target pulled back through the plan.
+      leaves: The same for each of the source's variables, as a part of its own largest gradient; NaN where it has none.
     """
 
     dtype: str
     outputs: float
     gradients: float
+    leaves: Table[str, float] = dataclasses.field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as plain data, without the leaves."""
+        return {"dtype": self.dtype, "outputs": self.outputs, "gradients": self.gradients}
 
     def __str__(self) -> str:
         outputs, gradients = (f"to {x:.0e}" if x else "exactly" for x in (self.outputs, self.gradients))
@@ -107,7 +113,7 @@ class InferredMapping(Mapping):
                 "unused": list(self.unused),
                 "dropped": list(self.dropped),
                 "parting": dataclasses.asdict(self.parting) if self.parting else None,
-                "verified": dataclasses.asdict(self.verified) if self.verified else None,
+                "verified": self.verified.to_dict() if self.verified else None,
                 "notes": list(self.notes),
                 "seconds": dict(self.seconds),
             }

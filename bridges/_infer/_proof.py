@@ -20,6 +20,7 @@ from bridges._infer._inferred import Verified
 from bridges.core._jaxpr import count, narrower, trace
 from bridges.mapping._plan import Plan
 
+_DULL = 1e-12  # of the largest gradient: the output does not depend on what has less
 _SHORT = 1500  # operations that are compiled together
 # Of the largest value; another epsilon or activation is far above the first.
 LIMITS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
@@ -65,7 +66,14 @@ def _in(src: End, dst: End, plan: Plan, values: Mapping[str, Any], dtype: str) -
     gradients = {p: x for p, x in here[1].items() if p in pulled}
     narrow = here[2] or there[2]
     apart = _apart(here[0], there[0]), _apart(list(gradients.values()), [pulled[p] for p in gradients])
-    return Verified(narrow or dtype, *apart)
+    return Verified(narrow or dtype, *apart, _by_leaf(gradients, pulled))
+
+
+def _by_leaf(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, float]:
+    tops = {p: float(np.max(np.abs(x), initial=0)) for p, x in wanted.items()}
+    least = _DULL * max(tops.values(), default=0.0)
+    gaps = {p: float(np.max(np.abs(x - got[p]), initial=0)) for p, x in wanted.items()}
+    return {p: gaps[p] / top if top > least else float("nan") for p, top in tops.items()}
 
 
 def _run(end: End, flat: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any], str]:

@@ -8,7 +8,8 @@ Invariant: the mapping's plan brings every element to where it was found; this i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Written:
       mapping: The same, read back.
       evidence: By target path.
       unplaced, unused, dropped, notes: As of an `InferredMapping`.
+      retold: The TOML for other evidence.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Written:
     unused: tuple[str, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    retold: Callable[[Mapping[str, Evidence]], str]
 
 
 def written(
@@ -181,22 +184,28 @@ class _Work:
         placed = {path for path, _ in pairs}
         others_of = [path for path in self.src.layers if path not in placed]
         there = {*self.dst.layers, *(path for _, path in pairs)}
-        rows = [
-            Line(self._rule(family), self._evidence(t for j in family.joints for t in j.targets)) for family in families
-        ]
+        casts = self._casts(rest)
         problem = ""
-        for modules in (generalise(pairs, others_of, there), generalise(pairs, others_of)):  # a few lines, else more
-            text = write(
+
+        def told(modules: Sequence[tuple[str, str]], evidence: Mapping[str, Evidence]) -> str:
+            def of(paths: Iterable[str]) -> list[Evidence]:
+                return [evidence.get(path, Evidence(CONSTANT)) for path in paths]
+
+            return write(
                 head,
                 extends=(self.src.framework, self.dst.framework) if pairs else None,
-                modules=[(line, self._evidence(self._under(line, pairs))) for line in modules],
-                rules=rows,
+                modules=[(line, of(self._under(line, pairs))) for line in modules],
+                rules=[Line(self._rule(f), of(t for joint in f.joints for t in joint.targets)) for f in families],
                 drop=[{"src": literal(path), "reason": reason} for path, reason in dropped.items()],
                 fill={literal(path): value for path, value in self.fills.items() if path not in covered[1]},
-                cast=self._casts(rest),
+                cast=casts,
                 unplaced=unplaced,
                 unused=unused,
             )
+
+        found = {path: origin.evidence for path, origin in self.origins.items()}
+        for modules in (generalise(pairs, others_of, there), generalise(pairs, others_of)):  # a few lines, else more
+            text = told(modules, found)
             mapping = Rules.loads(text)
             problem = self._problem(mapping, lines, unplaced, unused)
             if not problem:
@@ -205,11 +214,12 @@ class _Work:
             assert lines.pairs, f"rules that were decoded one by one join what they were decoded from: {problem}"
             return problem
         taken = covered[1] & self.weak
-        evidence = {path: origin.evidence for path, origin in self.origins.items() if path not in taken}
+        evidence = {path: one for path, one in found.items() if path not in taken}
         for path in covered[1]:
             if path in self.dst.entries and path not in evidence:
                 evidence[path] = Evidence("convention", text="the other entries of its layer are placed")
-        return Written(text, mapping, evidence, tuple(unplaced), tuple(unused), tuple(dropped), lines.notes)
+        open_ends = tuple(unplaced), tuple(unused), tuple(dropped)
+        return Written(text, mapping, evidence, *open_ends, lines.notes, functools.partial(told, modules))
 
     def _problem(self, mapping: Rules, lines: Shipped, unplaced: Sequence[Unplaced], unused: Sequence[str]) -> str:
         """Returns why the mapping does not join what was found; empty if it does."""
@@ -251,9 +261,6 @@ class _Work:
         }
         bare = {m.partition("/[")[0] for m in modules}
         return [p for p in self.origins if p not in self.weak and any(_below(p, m) for m in bare)]
-
-    def _evidence(self, paths: Iterable[str]) -> list[Evidence]:
-        return [self.origins[p].evidence if p in self.origins else Evidence(CONSTANT) for p in paths]
 
 
 def _below(path: str, module: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,9 @@ def said(evidence: Sequence[Evidence]) -> list[str]:
     text += f", to {max(errors):.0e}" if errors else ""
     confirmed = min(e.confirmed for e in evidence)
     text += f"; {confirmed} later value{'s' * (confirmed != 1)} agree{'s' * (confirmed == 1)}" if confirmed else ""
-    return [text, *list(dict.fromkeys(e.text for e in evidence if e.text))[:3]]
+    counts = collections.Counter(e.text for e in evidence if e.text)
+    more = [f"{n} of them: {words}" if len(evidence) > 1 else words for words, n in counts.most_common(3)]
+    return [text, *more]
 
 
 def write(

@@ -112,14 +112,16 @@ def _evaluated(model):
     return model
 
 
-def test_leaves_that_the_output_does_not_depend_on_are_placed_or_listed():
+def test_leaves_that_the_output_does_not_depend_on_are_placed_and_say_so():
     def attention(x):
         return hk.MultiHeadAttention(2, 3, w_init=hk.initializers.RandomNormal())(x, x, x)
 
     inputs = np.zeros((2, 4, 6), np.float32)
     dst = nn.MultiHeadDotProductAttention(2, qkv_features=6, out_features=6)
     mapping = br.infer_mapping(attention, dst, inputs)
-    assert "params/key/bias" in {*mapping.evidence, *(leaf.path for leaf in mapping.unplaced)}
+    assert mapping.complete and "# 1 of them: the output does not depend on it" in mapping.dumps()
+    assert mapping.evidence["params/key/bias"].text == "the output does not depend on it"
+    assert mapping.evidence["params/query/bias"].error < 1e-12
 
 
 def test_another_activation_is_another_function():
