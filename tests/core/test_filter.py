@@ -78,7 +78,6 @@ NET = Net()
         (br.arrays, " ".join(STATE)),
         (lambda path, value: path.endswith("w") and value.ndim == 2, "net/enc/w net/encoder/w"),
     ],
-    ids=repr,
 )
 def test_what_a_filter_matches(filters, paths):
     assert list(STATE.filter(filters)) == paths.split()
@@ -184,7 +183,6 @@ class Own(nnx.Module):
         (..., ...),
         (None, None),
     ],
-    ids=repr,
 )
 def test_filters_of_flax_have_counterparts_that_match_the_same(theirs, ours):
     model = Own(nnx.Rngs(0))

@@ -48,7 +48,11 @@ def moved(wrapper, flags, *args, **kwargs):
     return any((value != state[path]).any() for path, value in new.items())
 
 
-@pytest.mark.parametrize("part", [function, Class, silent, hk.BatchNorm, hk.transform_with_state(function)], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    [function, Class, silent, hk.BatchNorm, hk.transform_with_state(function)],
+    ids=["function", "class", "silent", "batch_norm", "transformed"],
+)
 def test_train_reaches_the_layers(part):
     args = {hk.BatchNorm: (True, True, 0.9)}.get(part, ())
     assert moved(br.HaikuModule(part, *args), TRAIN) is True
