@@ -41,12 +41,14 @@ class Lean(nnx.Module):
     _is_data: ClassVar[dict[str, bool]]
     _data_names: ClassVar[tuple[str, ...]]
     _static_names: ClassVar[tuple[str, ...]]
+    _blank: ClassVar[dict[str, None]]  # Data that is None where it was left out.
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         cls._pytree__nodes = {**cls._pytree__nodes, _NODES: False}  # As NNX notes it in every instance.
         super().__init_subclass__(**kwargs)
         cls._is_data = {name: data for name, data in cls._pytree__nodes.items() if not name.startswith(_OWN)}
         cls._data_names = tuple(sorted(name for name, data in cls._is_data.items() if data))
+        cls._blank = {name: None for name in cls._data_names if getattr(cls, name, _OWN) is None}
         cls._static_names = tuple(sorted(name for name, data in cls._is_data.items() if not data))
 
     def _graph_node_flatten(self) -> tuple[list[tuple[str, Any]], type]:
@@ -122,5 +124,6 @@ def _fill(module: Lean, static: _Static, data: dict[str, Any]) -> None:
     if _STATE not in attributes:
         attributes[_STATE] = nnx.pytreelib.PytreeState(initializing=initializing)
     attributes[_NODES] = type(module)._pytree__nodes
+    attributes.update(type(module)._blank)
     attributes.update(rest)
     attributes.update(data)
