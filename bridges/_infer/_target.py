@@ -89,6 +89,7 @@ class Target(Walk):
         self.roots()
         i, goal, count = 0, 0, len(self.graph.steps)
         tries = spent = 0
+        at_goal, guess = Stuck(0, []), -1
         first: list[tuple[int, int, int]] | None = None  # the choices with which the goal was first stuck
         while i <= count:
             if self._progress is not None and i % 16 == 0:
@@ -103,6 +104,12 @@ class Target(Walk):
                     first, tries, self._level, self._forced = None, 0, 0, {}
                 continue
             except Stuck as err:
+                if i == guess:  # as it was at first, and no choice helps
+                    guess, self._forced = -1, {}
+                    if (start := self._guessed(err)) is not None:
+                        first, i = None, start
+                        continue
+                    self.stuck[i] = at_goal
                 if i in self.stuck or self._forced:
                     self.stuck.setdefault(i, err)
                     if i < count:
@@ -112,7 +119,7 @@ class Target(Walk):
                 stuck = err
             if first is None or i > goal:
                 first, tries, self._level = [(c.step, c.out, c.code) for c in self.choices], 0, 0
-                goal, self._upstream_of_goal = i, self.upstream(stuck)
+                goal, at_goal, self._upstream_of_goal = i, stuck, self.upstream(stuck)
             tries, spent = tries + 1, spent + 1
             more = tries <= TRIES and spent <= ALL_TRIES
             back = self._back(self._upstream_of_goal | self.upstream(stuck)) if more else None
@@ -126,9 +133,70 @@ class Target(Walk):
                 self._taken_back(i)
                 self._forced = {(s, o): n for s, o, n in first if s < open_now[0]}
                 continue
-            self.stuck[goal] = stuck if i == goal else Stuck(goal, [])
             self._level = 0
             i = self._restored(first, goal)
+            guess = goal if goal < count else -1
+            if goal == count:
+                self.stuck[goal] = at_goal
+
+    def _guessed(self, stuck: Stuck) -> int | None:
+        """Tries whole source leaves in the place of the one leaf that is lacking; returns where to go on if one fits.
+
+        One fits if a value soon behind it is one of the source's: distances to the vectors of a codebook, say.
+        """
+        values = [self.values[v] for v in stuck.values]
+        lacking = {
+            path
+            for v, x in zip(stuck.values, values, strict=True)
+            if x is not None
+            for path in self.graph.leaves[v]
+            if not self.leaves.known[self.leaves.refs(path)].any()
+        }
+        if len(lacking) != 1:
+            return None
+        (path,) = lacking
+        mine, taken = self.leaves.refs(path), self._taken()
+        readers = self.graph.readers.get(self.graph.variables[path], [])
+        for other in self.source.leaves.paths:
+            theirs = self.source.leaves.refs(other)
+            if theirs.size != mine.size or mine.size < 2 or np.isin(theirs.ravel()[:4], taken).any():
+                continue
+            for axes in itertools.permutations(range(theirs.ndim)) if theirs.ndim <= 4 else ():
+                moved = theirs.transpose(axes)
+                if [n for n in moved.shape if n > 1] != [n for n in mine.shape if n > 1]:
+                    continue
+                mark, flat = self.leaves.mark(), moved.ravel()
+                num = self.source.leaves.num[flat]
+                self.leaves.assign(mine.ravel(), flat, np.ones(flat.size), np.zeros(flat.size), num)
+                if self._fits(min(readers), stuck.step):
+                    return min(readers)
+                self.leaves.undo(mark)
+        return None
+
+    def _fits(self, start: int, stop: int) -> bool:
+        """Whether the steps around a stop can be done, and one makes a value of the source of values that are not."""
+        kept, choices, mark = dict(self.values), list(self.choices), self.leaves.mark()
+        try:
+            for j in range(start, min(stop + 12, len(self.graph.steps))):
+                self.step(j)
+                step = self.graph.steps[j]
+                made = [self.values[v] for v in step.outs]
+                ins = [x for v in step.ins if (x := self.values[v]) is not None and x.data]
+                if (
+                    j >= stop
+                    and ins
+                    and all(x.private for x in ins)
+                    and all(x and x.gid is not None and not x.private for x in made)
+                ):
+                    return True
+        except Stuck:
+            return False
+        finally:
+            self.leaves.undo(mark)
+            self.choices[:] = choices
+            self.values.clear()
+            self.values.update(kept)
+        return False
 
     def _restored(self, wanted: list[tuple[int, int, int]], otherwise: int) -> int:
         """Takes back what differs from the wanted choices, which are forced from then on; returns where to go on."""

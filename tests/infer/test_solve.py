@@ -204,6 +204,20 @@ def test_a_leaf_that_nothing_reads_is_not_placed():
     assert [u.path for u in found.unplaced] == ["unused"] and list(found.origins) == ["k"]
 
 
+def test_a_codebook_by_distances_that_are_written_out_and_summed_up():
+    def expanded(v, x):
+        z = x @ v["w"]
+        far = (z**2).sum(-1, keepdims=True) - 2 * z @ v["e"] + (v["e"] ** 2).sum(0)
+        return jax.nn.one_hot(far.argmin(-1), 7, dtype=z.dtype) @ v["e"].T
+
+    def summed(v, x):
+        far = jnp.square((x @ v["w"])[..., None, :] - v["codes"]).sum(-1)
+        return v["codes"][far.argmin(-1)]
+
+    src = network(expanded, X, w=(6, 4), e=(4, 7))
+    solved(src, network(summed, X, w=(6, 4), codes=(7, 4)))
+
+
 def test_evidence_says_where_and_how_exactly():
     found = solve(block(), block())
     evidence = found.origins["w1"].evidence
