@@ -25,8 +25,8 @@ from bridges._infer._table import SAME, aligned
 from bridges._infer._tails import Tails
 from bridges._infer._walk import Stuck, Value, Walk
 
-TRIES = 150  # choices that are taken back for one step, at each level
-ALL_TRIES = 1500  # in all
+TRIES = 120  # choices that are taken back for one step, at each level; a quarter once a step was given up
+ALL_TRIES = 600  # in all
 # Of options: 0 as they are written, of leaves that have no target yet; 1 of any leaves; 2 with axes permuted.
 LEVELS = 3
 MOST_PIECES = 16  # that a value is made of
@@ -121,7 +121,7 @@ class Target(Walk):
                 first, tries, self._level = [(c.step, c.out, c.code) for c in self.choices], 0, 0
                 goal, at_goal, self._upstream_of_goal = i, stuck, self.upstream(stuck)
             tries, spent = tries + 1, spent + 1
-            more = tries <= TRIES and spent <= ALL_TRIES
+            more = tries <= (TRIES // 4 if self.stuck else TRIES) and spent <= ALL_TRIES
             back = self._back(self._upstream_of_goal | self.upstream(stuck)) if more else None
             if back is not None:
                 i = back
