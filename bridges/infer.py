@@ -130,11 +130,11 @@ def _confirmed(evidence: Mapping[str, Evidence], proof: Verified, plan: Plan) ->
         errors = [proof.leaves[path] for path in item.sources if path in proof.leaves]
         for path in item.targets if errors else ():
             known = out.get(path)
-            if known is None or not math.isnan(known.error):
+            if known is None:
                 continue
             if all(map(math.isnan, errors)):
-                texts = filter(None, (known.text, "the output does not depend on it"))
-                out[path] = dataclasses.replace(known, text="; ".join(texts))
-            else:
+                text = "" if "depend" in known.text else "the output does not depend on it"
+                out[path] = dataclasses.replace(known, text="; ".join(filter(None, (known.text, text))))
+            elif math.isnan(known.error):
                 out[path] = dataclasses.replace(known, error=max(e for e in errors if not math.isnan(e)))
     return out
