@@ -99,8 +99,8 @@ def _quick(step: Step, ins: Sequence[Any]) -> list[Any] | None:
         strides = params["strides"] or (1,) * ins[0].ndim
         spans = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
         return [ins[0][tuple(slice(*span) for span in spans)]]
-    if name == "select_n" and len(ins) == 3 and ins[0].dtype == bool:
-        return [np.where(ins[0], ins[2], ins[1])]
+    if name == "select_n" and len(ins) == 3:  # what says which may have become numbers
+        return [np.where(np.asarray(ins[0]).astype(bool), ins[2], ins[1])]
     if name == "iota":
         return None
     return None
