@@ -47,7 +47,7 @@ test: $(READY) ## Run the tests, the docstring examples and the README's, warnin
 bench: $(READY) ## Run the benchmarks against the peers and print one page; ARGS="dispatch --quick"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-pairs: $(READY) ## Infer the mapping of every pair of models and print the table; ARGS='gpt --json rows.json', ARGS=--docs
+pairs: $(READY) ## Infer the mapping of every pair of models, print the tables; ARGS='gpt --json rows.json', ARGS=--docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.pairs.table $(ARGS)
 
 smoke: $(READY) ## Run the docstring examples and the tests marked smoke; install the wheel elsewhere and drive every command

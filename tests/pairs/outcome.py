@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -14,10 +15,12 @@ from bridges.core._errors import MappingError
 from bridges.core._state import State
 from bridges.infer import DifferentModelsError, InferredMapping, infer_mapping
 from tests.pairs.ends import End, Entries, randomised
+from tests.pairs.near_misses import PARTIAL, PARTS, SAME, Miss
 from tests.pairs.pair import Pair, distance
 
 # An offset (a forget bias) rounds once in float32; everything else that a mapping does to a leaf is exact.
 ROUNDING = 1e-6
+OUTPUTS = 1e-5  # of float32, and sums in another order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,38 @@ class Outcome:
             pair.name, pair.about, (pair.src.framework, pair.dst.framework), len(pair.dst.shapes), len(made),
             tuple(wrong), mapping.unused, proof and proof.outputs, proof and proof.gradients, seconds, says,
         )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was found of a near miss.
+
+    Attributes:
+      found: `'same'`, `'parts'` or `'partial'`.
+      right: Whether that is as it should be: the verdict, what the text names, and outputs where the two are the same.
+      seconds: What `infer_mapping` took.
+      says: What it says, where the mapping is not complete.
+    """
+
+    found: str
+    right: bool
+    seconds: float
+    says: str
+
+    @classmethod
+    def of(cls, miss: Miss) -> Verdict:
+        """Returns what is found of a near miss."""
+        began = time.perf_counter()
+        mapping, says = inferred(miss.source, miss.target, miss.inputs)
+        seconds = time.perf_counter() - began
+        if says:
+            found = PARTS if mapping.parting else PARTIAL
+            return cls(found, found in miss.verdicts and bool(re.search(miss.says, says)), seconds, says)
+        with jax.enable_x64(False):
+            src, dst = End.of(miss.source, miss.inputs), End.of(miss.target, miss.inputs)
+            entries = randomised(src.shapes, 5, np.float32)
+            outs = src.run(entries, *miss.inputs), dst.run(forward(mapping, src, dst, entries), *miss.inputs)
+        return cls(SAME, SAME in miss.verdicts and distance(*outs) < OUTPUTS, seconds, "")
 
 
 def inferred(source: Any, target: Any, inputs: tuple[Any, ...]) -> tuple[InferredMapping, str]:
