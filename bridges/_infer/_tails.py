@@ -20,10 +20,16 @@ _SKIPPED = {*MOVED, "split", "pjit"} - {"concatenate", "stack", "select_n", "gat
 
 
 class Tails:
-    """The tails of a graph's values."""
+    """The tails of a graph's values.
 
-    def __init__(self, graph: Graph):
+    Args:
+      graph: The graph.
+      sided: Whether the first operand of a matrix product is another than the second.
+    """
+
+    def __init__(self, graph: Graph, sided: bool = False):
         self._graph = graph
+        self._sided = sided
         self._known: dict[tuple[int, int], frozenset[int]] = {}
 
     def of(self, v: int, depth: int = DEPTH) -> frozenset[int]:
@@ -55,6 +61,8 @@ class Tails:
         for i in self._graph.readers.get(v, ()):
             step = self._graph.steps[i]
             name = _SAME.get(step.name, step.name)
+            if self._sided and name == "dot_general":
+                name += "01"[step.ins[0] == v]
             if step.name in _SKIPPED or (name in ("add", "mul") and self._aside(v, step.ins)):
                 needed.update(dict.fromkeys([(out, depth) for out in step.outs]))
             elif depth > 0:

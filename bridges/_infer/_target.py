@@ -77,6 +77,7 @@ class Target(Walk):
         self._level = 0
         self._upstream_of_goal: set[int] = set()
         self._tails = Tails(graph), Tails(source.graph)
+        self._sided = Tails(graph, sided=True), Tails(source.graph, sided=True)
         self._next = 1 << 62
         self._used = np.zeros(source.leaves.num.size, bool)
         self._progress = progress
@@ -526,10 +527,10 @@ class Target(Walk):
             ahead = [self._ahead(v, form, keys, e) for e in entries]
         else:
             ahead = [0.0] * len(entries)
-        ranked = sorted((r[0], -a, r[1], k) for k, (r, a) in enumerate(zip(ranks, ahead, strict=True)))
+        ranked = sorted((r[0], -a, r[1], r[2], k) for k, (r, a) in enumerate(zip(ranks, ahead, strict=True)))
         seen = set()
         later = []
-        for used, _, _, k in ranked:
+        for used, *_, k in ranked:
             if used and self._level == 0 and wanted is None and any(not r[0] for r in ranked):
                 continue
             for n, found in enumerate(orders(self, form, keys, self.source, entries[k])):
@@ -573,7 +574,7 @@ class Target(Walk):
                     stack += list(zip(step.outs, outs, strict=True))
         return float(np.mean(hits)) if hits else 0.0
 
-    def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float]:
+    def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float, float]:
         """Leaves that have no target yet come first, then what is used alike later."""
         w = self.source.graph.steps[entry.place[0]].outs[entry.place[1]]
         open_monos = any(self.leaves.number(r) is None for m in form.monos for r in m.refs)
@@ -589,7 +590,8 @@ class Target(Walk):
         flat = np.concatenate(refs) if refs else np.zeros(0, np.int64)
         flat = flat[flat >= 0]
         used = float(np.isin(flat, self._taken()).mean() > 0.5) if flat.size else 0.0
-        return used, -float(self._tails[0].alike(v, self._tails[1], w))
+        alike, sided = (-float(tails[0].alike(v, tails[1], w)) for tails in (self._tails, self._sided))
+        return used, alike, sided
 
     def _open_dots(self, form: Form) -> bool:
         """Whether some kernel is not known yet, by a sample of its elements."""

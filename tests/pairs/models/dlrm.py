@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SIZES, DIM, DENSE = (5, 7, 6), 8, 8
-PAIRS = np.triu_indices(len(SIZES) + 1, 1)
+PAIRS = tuple(x.astype(np.int32) for x in np.triu_indices(len(SIZES) + 1, 1))
 
 
 class Tower(nn.Module):
