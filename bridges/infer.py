@@ -22,9 +22,10 @@ from bridges._infer._inferred import DifferentModelsError as DifferentModelsErro
 from bridges._infer._inferred import InferredMapping as InferredMapping
 from bridges._infer._inferred import Verified as Verified
 from bridges._infer._inferred import str_parting
+from bridges._infer._planned import planned
 from bridges._infer._proof import agree, verified
 from bridges._infer._rules import Written, written
-from bridges._infer._solve import solve
+from bridges._infer._solve import SAME, compared, solve
 from bridges.core._uses import uses
 from bridges.mapping._plan import Plan
 
@@ -68,7 +69,14 @@ def infer_mapping(
     ends = End.of(src, arrays), End.of(dst, arrays)
     networks = [Network(end.run, end.weights, arrays.arrays) for end in ends]
     traced = time.perf_counter()
-    found = solve(networks[0], networks[1], seed=seed, progress=progress)
+
+    def by_conventions(found: Found) -> Found:
+        def same(whole: Found) -> bool:
+            return compared(networks[0], networks[1], whole, seed + 1) < SAME
+
+        return planned(found, ends[0].spec, ends[1].spec, networks[1].variables, same)
+
+    found = solve(networks[0], networks[1], seed=seed, progress=progress, guess=by_conventions)
     solved = time.perf_counter()
     needed = [set(uses(end.needed, dict(end.spec.entries), arrays.arrays)) for end in ends]
     weak = set(ends[1].spec.entries) - needed[1]

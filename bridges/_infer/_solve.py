@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,21 +25,29 @@ UNROLLED = 200_000
 SAME = 2e-6  # how far outputs of one function are apart at most, as a part of the largest, in float32
 
 
-def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | None = None) -> Found:
+def solve(
+    src: Network,
+    dst: Network,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    guess: Callable[[Found], Found] | None = None,
+) -> Found:
     """Returns which source elements the target's leaves consist of; where one way leaves some open, the other is tried.
 
     Args:
       src, dst, seed, progress: As for `one_way`.
+      guess: Completes what one way has found, if it can; asked before the other way is tried.
     """
     found = one_way(src, dst, seed=seed, progress=progress)
     if not found.unplaced or (found.parting is not None and found.parting.certain):
         return found
+    if guess is not None and not (guessed := guess(found)).unplaced:
+        return guessed
     began = time.perf_counter()
     back = one_way(dst, src, seed=seed, progress=progress)
     more = turned(back, src.variables, dst.variables)
-    if back.parting is None and len(more) >= len(
-        found.origins
-    ):  # whole, or as far as can be: nothing of a failed search
+    if back.parting is None and len(more) >= len(found.origins):  # as far as can be: nothing of a failed search stays
         open_ = [Unplaced(p, "no value of the source tells it") for p in sorted(dst.variables)]
         said = {item.path: item for item in found.unplaced}
         found = dataclasses.replace(
@@ -47,14 +55,15 @@ def solve(src: Network, dst: Network, *, seed: int = 0, progress: Progress | Non
         )
     found = joined(found, more, src.variables)
     if not found.unplaced:
-        error = _compared(src, dst, found, seed + 1)
+        error = compared(src, dst, found, seed + 1)
         if error < SAME:
             found = dataclasses.replace(found, parting=None)
         found = dataclasses.replace(found, error=error)
     return dataclasses.replace(found, seconds={**found.seconds, "the other way": time.perf_counter() - began})
 
 
-def _compared(src: Network, dst: Network, found: Found, seed: int) -> float:
+def compared(src: Network, dst: Network, found: Found, seed: int) -> float:
+    """Returns how far the outputs are apart, as a part of the largest, if the leaves are as they were found."""
     inputs = drawn_inputs(src.inputs, seed)
     graphs = [_traced(side, inputs) for side in (src, dst)]
     shapes = {p: tuple(np.shape(x)) for p, x in sorted(src.variables.items())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from bridges._infer._backwards import joined, turned
 from bridges._infer._found import VALUES, Evidence, Found, Network, Origin, Unplaced
@@ -77,14 +76,3 @@ def test_a_fused_target_is_found_from_the_source_s_side(monkeypatch):
     given = [found.origins[p].value(values) for p in ("a", "b")]
     want = (x["x"] @ values[0]) * (x["x"] @ values[1])
     assert np.allclose((x["x"] @ given[0].T) * (x["x"] @ given[1].T), want)
-
-
-@pytest.mark.parametrize("target", ["haiku", "linen"])
-def test_an_lstm_is_found_both_ways(target):
-    """Linen's eight kernels a cell are Haiku's one, whichever of the two is the target."""
-    import bridges as br
-    from tests.models import lstm
-
-    ends = [lstm.haiku, lstm.Linen()]
-    mapping = br.infer_mapping(*(ends if target == "linen" else ends[::-1]), *lstm.inputs(), False)
-    assert mapping.complete
