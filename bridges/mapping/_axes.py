@@ -217,11 +217,13 @@ def _reshaped(
     out: list[Label] = [None] * len(after)
     for ins, outs in groups(before, after):
         labelled = [axis for axis in ins if row[axis] is not None]
-        wide = [axis for axis in ins if before[axis] != 1]
+        wide = [axis for axis in ins if before[axis] != 1] or labelled[
+            :1
+        ]  # of axes of size 1 the first keeps its label
         for axis in labelled:
             label = row[axis]
             first = next((a for a in outs if after[a] != 1), outs[0] if outs else None)
-            if first is None or (wide and axis != wide[0]):
+            if first is None or axis != wide[0]:
                 lost.append(f"{label!r}: {op} merges its axis {axis} into another, or removes it")
             elif after[first] % parts(label):
                 lost.append(f"{label!r}: {op} leaves {after[first]} elements, which do not divide by {parts(label)}")

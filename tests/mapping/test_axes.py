@@ -91,6 +91,11 @@ def test_what_cannot_follow_is_said(ops, ins, outs, labels, parts, words):
     assert words in lost[0]
 
 
+def test_of_axes_of_one_element_that_are_merged_the_first_keeps_its_label():
+    way = carried(item(["reshape"], [(1, 1, 1)], [(1,)]), [(None, "x1", "x2")], lambda _: 1)
+    assert way.labels == (("x1",),) and "'x2'" in way.lost[0]
+
+
 @hypothesis.given(st.data())
 def test_a_label_marks_the_same_elements_before_and_after_a_reshape(data):
     """A label divides an array into blocks of equal size; after the reshape it divides it into the same blocks."""
