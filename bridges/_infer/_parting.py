@@ -8,19 +8,23 @@ What it does not do: it does not go on behind the place; two differences at one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from bridges._infer._found import Parting
-from bridges._infer._layout import moved_inputs
+from bridges._infer._numbers import ELEMENTWISE
 from bridges._infer._target import Target
 from bridges._infer._walk import Value
 
 BACK = 80  # steps before the stop at which a constant may stand
 TRIES = 120  # runs of these steps
+DEPTH = 16  # steps between a common value and one that is tried
+ENDS = 8  # values of the target, the last before the stop first, in whose place the source's are tried
 
 
 def parting(target: Target) -> Parting | None:
@@ -110,52 +114,108 @@ def _passes(target: Target, start: int, stop: int) -> bool:
 
 
 def _operation(target: Target, i: int) -> Parting | None:
-    """Tries the source's values in the place of one that the target computes with other operations."""
+    """Tries values that the source makes of some data without a leaf, for those that the target makes of it without one."""
     graph, source = target.graph, target.source.graph
-    upstream = target.upstream(target.stuck[i])
-    for j in sorted(upstream):
-        step = graph.steps[j]
-        made = target.values.get(step.outs[0])
-        if made is None or not made.private or moved_inputs(step) is not None:
-            continue
-        ins = [target.values[v] for v in step.ins]
-        if any(x is None or x.private or x.num is None for x in ins if x is None or x.data):
-            continue
-        reads = {int(g) for x in ins if x is not None and x.data and x.gid is not None for g in np.ravel(x.gid)[:64]}
-        for w, k in _made_of(target, reads):
-            value = target.source.values[w]
-            if value is None or value.num is None or value.gid is None or value.num.size != np.prod(made.shape):
+    values: Any = target.values
+    mine = _spans(
+        target, graph, sorted(target.upstream(target.stuck[i])), lambda v: v.gid is not None and not v.private
+    )
+    ends = sorted((v for v in mine if values[v].private), key=lambda v: -graph.maker[v])
+    tries = 0
+    for w in ends[:ENDS]:
+        made, span = values[w], mine[w]
+        keys = {int(g) for u in span.reads for g in np.ravel(values[u].gid)[:64]}
+        theirs = _spans(target.source, source, range(len(source.steps)), functools.partial(_has, keys))
+        inside = {j for other in theirs.values() for j in other.steps}
+
+        def order(v: int, inside: set[int] = inside) -> tuple[bool, int]:  # first what goes on to a leaf
+            return all(j in inside for j in source.readers.get(v, ())), source.maker[v]
+
+        for v in sorted(theirs, key=order):
+            value = target.source.values[v]
+            if value is None or value.num is None or value.gid is None:
                 continue
-            readers = [source.steps[m].name for m in source.readers.get(w, ())]
-            if not readers or not isinstance(value.num, np.ndarray) or step.name in _TRUTH:
+            if (
+                value.num.size != np.prod(made.shape)
+                or value.num.dtype == bool
+                or graph.steps[span.last].name in _TRUTH
+            ):
                 continue  # a number does not stand for a truth value
-            kept = target.values[step.outs[0]]
-            target.values[step.outs[0]] = Value(
-                made.shape, True, value.num.reshape(made.shape), value.gid.reshape(made.shape)
-            )
-            passed = _passes(target, j + 1, i)
-            target.values[step.outs[0]] = kept
+            tries += 1
+            if tries > TRIES:
+                return None
+            target.values[w] = Value(made.shape, True, value.num.reshape(made.shape), value.gid.reshape(made.shape))
+            passed = _passes(target, span.last + 1, i)
+            target.values[w] = made
             if passed:
-                text = f"the source has {source.steps[k].name} where the target has {step.name}"
-                return Parting(_place(target.source, k), _place(target, j), text, True)
-        return None
+                return _differing(target, span, theirs[v])
     return None
 
 
-def _made_of(target: Target, keys: set[int]) -> Iterator[tuple[int, int]]:
-    """Yields the source's values, with their steps, that are made of a value with these keys, a few steps on."""
-    graph = target.source.graph
-    reached: dict[int, int] = {}
-    for step in graph.steps:
-        for v in step.ins:
-            value = target.source.values.get(v)
-            if value is None or value.gid is None:
-                continue
-            depth = reached.get(v, 0)
-            if depth == 0 and not keys & {int(g) for g in np.ravel(value.gid)[:64]}:
-                continue
-            if depth < 8:
-                for out in step.outs:
-                    reached[out] = min(reached.get(out, 99), depth + 1)
-    for w in reached:
-        yield w, graph.maker[w]
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """The steps from some values to another, without a leaf among them.
+
+    Attributes:
+      reads: The values that they begin at.
+      others: Other data that takes part.
+      steps: Their numbers.
+    """
+
+    reads: frozenset[int]
+    others: frozenset[int]
+    steps: frozenset[int]
+
+    @property
+    def last(self) -> int:
+        return max(self.steps)
+
+
+def _spans(walk: Any, graph: Any, steps: Iterable[int], begins: Callable[[Any], bool]) -> dict[int, Span]:
+    """Returns the spans behind the values at which one begins, by the value at their end."""
+    found: dict[int, Span] = {}
+    for j in steps:
+        step = graph.steps[j]
+        reads, others, passed = set[int](), set[int](), {j}
+        for u in step.ins:
+            value = walk.values[u] if u < len(walk.values) or isinstance(walk.values, dict) else None
+            if not graph.data[u]:
+                if graph.leaves[u]:
+                    break
+            elif value is None or value.num is None:
+                break
+            elif begins(value):
+                reads.add(u)
+            elif u in found:
+                reads |= found[u].reads
+                others |= found[u].others
+                passed |= found[u].steps
+            else:
+                others.add(u)
+        else:
+            if reads and len(passed) <= DEPTH:
+                span = Span(frozenset(reads), frozenset(others), frozenset(passed))
+                found.update({v: span for v in step.outs if (x := walk.values[v]) is not None and x.num is not None})
+    return found
+
+
+def _has(keys: set[int], value: Any) -> bool:
+    return value.gid is not None and not keys.isdisjoint(int(g) for g in np.ravel(value.gid)[:64])
+
+
+def _differing(target: Target, mine: Span, theirs: Span) -> Parting:
+    graphs = target.source.graph, target.graph
+    names = [
+        list(dict.fromkeys(g.steps[j].name for j in sorted(span.steps)))
+        for g, span in zip(graphs, (theirs, mine), strict=True)
+    ]
+    only = [[n for n in one if n not in two] for one, two in (names, names[::-1])]
+    src, dst = (", ".join(some) or "nothing like it" for some in only)
+    text = (
+        f"the source has {src} where the target has {dst}" if any(only) else "the same operations have other constants"
+    )
+    plain = all(
+        len(span.reads) == 1 and not span.others and ELEMENTWISE.issuperset(some)
+        for span, some in zip((theirs, mine), names, strict=True)
+    )
+    return Parting(_place(target.source, min(theirs.steps)), _place(target, min(mine.steps)), text, plain)

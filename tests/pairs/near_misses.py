@@ -263,9 +263,11 @@ MISSES = {
     "a convolutional network, the same": _images((SAME,)),
     "an LSTM, the same": Miss(recurrent(hk.LSTM), rolled(nn.OptimizedLSTMCell(DIM)), SERIES, (SAME,)),
     "another epsilon": _encoders((PARTS,), "1e-0?3|0.001", epsilon=1e-3),
-    "gelu, exact": _encoders((PARTS,), act=lambda x: nn.gelu(x, approximate=False)),
-    "silu for gelu": _encoders((PARTS,), act=nn.silu),
-    "silu for relu": _encoders((PARTS,), source={"act": jax.nn.relu}, act=nn.silu),
+    "gelu, exact": _encoders(
+        (PARTS,), "tanh where the target has neg, erfc", act=lambda x: nn.gelu(x, approximate=False)
+    ),
+    "silu for gelu": _encoders((PARTS,), "where the target has logistic", act=nn.silu),
+    "silu for relu": _encoders((PARTS,), "max where the target has logistic", source={"act": jax.nn.relu}, act=nn.silu),
     "a layer more": _encoders((PARTS, PARTIAL), layers=2),
     "a layer less": _encoders((PARTS, PARTIAL), source={"layers": 2}),
     "norms last": _encoders((PARTS,), first=False),
