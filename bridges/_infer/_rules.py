@@ -21,7 +21,7 @@ from bridges._infer._found import CONSTANT, Evidence, Found, Origin, Unplaced
 from bridges._infer._pieces import Undecodable
 from bridges._infer._shipped import Shipped, agrees, numbers, part_of, shipped, whole
 from bridges._infer._text import Line, write
-from bridges.core._errors import BridgeError
+from bridges.core._errors import BridgeError, UnsupportedError
 from bridges.core._spec import Spec
 from bridges.mapping._generalise import generalise, literal
 from bridges.mapping._mapping import Mapping as Rules
@@ -211,7 +211,11 @@ class _Work:
             if not problem:
                 break
         else:
-            assert lines.pairs, f"rules that were decoded one by one join what they were decoded from: {problem}"
+            if not lines.pairs:
+                raise UnsupportedError(
+                    f"What was found between the two models cannot be written as rules: {problem}. Convert what you can by"
+                    " rules of your own; docs/mapping.md has the language."
+                )
             return problem
         taken = covered[1] & self.weak
         evidence = {path: one for path, one in found.items() if path not in taken}

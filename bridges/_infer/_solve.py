@@ -20,6 +20,7 @@ from bridges._infer._parting import parting as parted_at
 from bridges._infer._source import Source, evaluate
 from bridges._infer._table import continued
 from bridges._infer._target import Target
+from bridges.core._errors import nearest
 
 UNROLLED = 200_000
 SAME = 2e-6  # how far outputs of one function are apart at most, as a part of the largest, in float32
@@ -59,7 +60,22 @@ def solve(
         if error < SAME:
             found = dataclasses.replace(found, parting=None)
         found = dataclasses.replace(found, error=error)
-    return dataclasses.replace(found, seconds={**found.seconds, "the other way": time.perf_counter() - began})
+    seconds = {**found.seconds, "the other way": time.perf_counter() - began}
+    return dataclasses.replace(found, unplaced=_with_candidates(found, src, dst), seconds=seconds)
+
+
+def _with_candidates(found: Found, src: Network, dst: Network) -> tuple[Unplaced, ...]:
+    """Returns the open leaves, those of which nothing is known with the source's unused leaves of their size."""
+    sizes = {p: int(np.prod(np.shape(src.variables[p]))) for p in found.unused}
+    out = []
+    for item in found.unplaced:
+        size = int(np.prod(np.shape(dst.variables[item.path])))
+        alike = [p for p in found.unused if sizes[p] == size]
+        names = {p.rpartition("/")[2] + "/" + p: p for p in alike}  # the leaf's own name counts most
+        best = [names[n] for n in nearest(item.path.rpartition("/")[2] + "/" + item.path, names)]
+        likely = tuple(dict.fromkeys([*best, *alike]))[:3]
+        out.append(item if item.candidates else dataclasses.replace(item, candidates=likely))
+    return tuple(out)
 
 
 def compared(src: Network, dst: Network, found: Found, seed: int) -> float:

@@ -76,3 +76,25 @@ def test_a_fused_target_is_found_from_the_source_s_side(monkeypatch):
     given = [found.origins[p].value(values) for p in ("a", "b")]
     want = (x["x"] @ values[0]) * (x["x"] @ values[1])
     assert np.allclose((x["x"] @ given[0].T) * (x["x"] @ given[1].T), want)
+
+
+def test_an_open_leaf_has_the_unused_leaves_of_its_size_as_candidates():
+    """The search stops at another function; of the source's leaves those of equal size are candidates."""
+    rng = np.random.default_rng(0)
+    x = {"x": rng.normal(size=(4, 3))}
+    square, row = np.zeros((3, 3)), np.zeros(3)
+    src = Network(
+        lambda p, i: np.exp(1.0) * (i["x"] @ p["enc/kernel"]).sum(1, keepdims=True) ** 3 * p["dec/bias"],
+        {"enc/kernel": square, "dec/bias": row},
+        x,
+    )
+    dst = Network(
+        lambda p, i: ((i["x"] ** 2) @ p["a/kernel"]).max(1, keepdims=True) + p["b/bias"],
+        {"a/kernel": square, "b/bias": row},
+        x,
+    )
+    found = solve(src, dst)
+    assert {item.path: item.candidates for item in found.unplaced} == {
+        "a/kernel": ("enc/kernel",),
+        "b/bias": ("dec/bias",),
+    }
