@@ -15,6 +15,7 @@ import numpy as np
 from bridges._haiku._frame import Filler, Skeleton, Thunk, where
 from bridges._haiku._lift import Lift
 from bridges._haiku._part import Args, Part, arrays_abstract
+from bridges._haiku._places import Bundle
 from bridges._haiku._tree import PARAMS, STATE, Native
 from bridges.core._errors import BridgeError
 from bridges.core._spec import Layer, Stack, abstract
@@ -131,6 +132,8 @@ class _Recorder(Skeleton):
         layers = {}
         for path, (module, arguments) in self._made.items():
             cls = type(module)
+            if isinstance(module, Bundle):  # Entries of a guest: which layer of its framework has them is not known.
+                continue
             if not cls.__module__.startswith("haiku.") or cls.__name__ not in ("NameScopeModule", "LiftingModule"):
                 layers[path] = Layer.of(cls, (hk.Module,), "haiku", _hyperparameters(module, arguments))
         return layers

@@ -1,8 +1,9 @@
 """Sphinx directives that show the migration guides: the same bytes that the tests execute, in columns side by side.
 
-- `{columns} TOPIC REGION`: one marked region of `examples/migration/in_<column>/TOPIC.py`, for each column that has it.
-  Every line knows in which other columns it does not occur, so that the style sheet marks what differs between those shown.
-- `{structures} TOPIC`: the variables of each column, one number the same weights, from `structures/TOPIC.json`.
+- `{columns} TOPIC REGION [COLUMN …]`: one marked region of `examples/migration/in_<column>/TOPIC.py`, for each column that
+  has it, or for those that are named. Every line knows in which other columns of the row it does not occur, so that the
+  style sheet marks what differs between those shown.
+- `{structures} TOPIC [COLUMN …]`: the variables of each column, one number the same weights, from `structures/TOPIC.json`.
 - `{guide} TOPIC REGION`: one region of `examples/migration/TOPIC.py`: plans, conversion, check.
 - `{files} TOPIC`: links to the files, whole.
 
@@ -23,7 +24,17 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-COLUMNS = {"haiku": "Haiku", "linen": "Linen", "nnx": "NNX", "core": "core"}
+COLUMNS = {
+    "ninjax": "Ninjax",
+    "haiku": "Haiku",
+    "leaf": "Haiku, the head in NNX",
+    "whole": "1: Haiku within NNX",
+    "head": "2: the head in NNX",
+    "encoder": "3: the encoder too",
+    "linen": "Linen",
+    "nnx": "NNX",
+    "core": "core",
+}
 GUIDES = pathlib.Path(__file__).parents[2] / "examples" / "migration"
 
 
@@ -65,34 +76,41 @@ class column(nodes.Element, nodes.General):
 
 
 class Columns(SphinxDirective):
-    """`{columns} TOPIC REGION`."""
+    """`{columns} TOPIC REGION [COLUMN …]`."""
 
     required_arguments = 2
+    optional_arguments = len(COLUMNS)
 
     def run(self) -> list[nodes.Node]:
-        topic, name = self.arguments
+        topic, name, *named = self.arguments
         found: dict[str, str] = {}
-        for key in COLUMNS:
+        for key in named or COLUMNS:
             file = GUIDES / f"in_{key}" / f"{topic}.py"
             if file.exists():
                 self.env.note_dependency(str(file))
                 if text := region(file, name):
                     found[key] = text
-        if not found:
-            raise self.error(f"no column of the guide {topic!r} has a region {name!r}")
+        if not found or not set(named) <= set(found):
+            lacking = ", ".join(key for key in named or COLUMNS if key not in found)
+            raise self.error(f"no region {name!r} in the guide {topic!r} in {lacking}")
         return [_columns(found, "python")]
 
 
 class Structures(SphinxDirective):
-    """`{structures} TOPIC`."""
+    """`{structures} TOPIC [COLUMN …]`."""
 
     required_arguments = 1
+    optional_arguments = len(COLUMNS)
 
     def run(self) -> list[nodes.Node]:
-        file = GUIDES / "structures" / f"{self.arguments[0]}.json"
+        topic, *named = self.arguments
+        file = GUIDES / "structures" / f"{topic}.json"
         self.env.note_dependency(str(file))
         lines = json.loads(file.read_text("utf-8"))
-        return [_columns({key: "\n".join(found) + "\n" for key, found in lines.items()}, "python", mark=False)]
+        if lacking := [key for key in named if key not in lines]:
+            raise self.error(f"the guide {topic!r} has no variables of {', '.join(lacking)}")
+        found = {key: "\n".join(lines[key]) + "\n" for key in named or lines}
+        return [_columns(found, "python", mark=False)]
 
 
 class Program(SphinxDirective):

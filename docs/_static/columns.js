@@ -1,4 +1,4 @@
-// Lets a reader choose which columns a guide shows, and keeps the choice. Without it all of them are shown.
+// Lets a reader choose which columns a guide shows, and keeps which are hidden. Without it all of them are shown.
 document.addEventListener("DOMContentLoaded", () => {
   const all = [...new Set([...document.querySelectorAll(".column")].map((c) => c.dataset.column))];
   if (!all.length) return;
@@ -6,9 +6,12 @@ document.addEventListener("DOMContentLoaded", () => {
   const titles = Object.fromEntries(
     [...document.querySelectorAll(".column")].map((c) => [c.dataset.column, c.querySelector(".column-title").textContent]));
   let shown = all;
+  let elsewhere = [];  // hidden, and not on this page
   try {
-    const kept = (localStorage.getItem("bridges-columns") || "").split(" ").filter((name) => all.includes(name));
-    if (kept.length) shown = kept;
+    const hidden = (localStorage.getItem("bridges-hidden-columns") || "").split(" ").filter((name) => name);
+    const left = all.filter((name) => !hidden.includes(name));
+    if (left.length) shown = left;
+    elsewhere = hidden.filter((name) => !all.includes(name));
   } catch (error) { /* no storage: all columns */ }
 
   const form = document.createElement("form");
@@ -44,7 +47,8 @@ document.addEventListener("DOMContentLoaded", () => {
     const chosen = [...form.querySelectorAll("input:checked")].map((box) => box.value);
     if (!chosen.length) { event.target.checked = true; return; }
     shown = chosen;
-    try { localStorage.setItem("bridges-columns", shown.join(" ")); } catch (error) { /* not kept */ }
+    const hidden = [...elsewhere, ...all.filter((name) => !shown.includes(name))];
+    try { localStorage.setItem("bridges-hidden-columns", hidden.join(" ")); } catch (error) { /* not kept */ }
     show();
   });
   show();

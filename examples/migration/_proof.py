@@ -202,7 +202,7 @@ class Proof:
         """Yields what the program prints: which weights are which, the plans' verdicts, and each comparison."""
         for rows in zip(*self.structures.values(), strict=True):
             yield ""
-            yield from (f"  {column:6} {row}" for column, row in zip(self.structures, rows, strict=True) if row)
+            yield from (f"  {column:7} {row}" for column, row in zip(self.structures, rows, strict=True) if row)
         yield ""
         for column, (after, plan) in self.plans.items():
             yield f"  {after} -> {column}: {len(plan)} steps, {plan.verdict}"
@@ -210,7 +210,7 @@ class Proof:
         yield ""
         for row in self.rows:
             said = "equal" if row.holds else "NOT EQUAL"
-            yield f"  {row.column:6} {row.what:24} {said:9} {row.difference:.1e} (allowed {row.allowed:.1e})"
+            yield f"  {row.column:7} {row.what:24} {said:9} {row.difference:.1e} (allowed {row.allowed:.1e})"
 
 
 def show(prove: Callable[[Proof], None], topic: str, title: str) -> None:

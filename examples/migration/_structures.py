@@ -7,6 +7,9 @@ from typing import Any
 
 import bridges as br
 
+FLAT = ("core", "ninjax")  # columns whose variables are one flat mapping
+HAIKU = ("haiku", "leaf")  # columns that are Haiku programs
+
 
 def native(column: str, path: str) -> str:
     """Returns what one writes in the framework to reach an entry.
@@ -15,15 +18,20 @@ def native(column: str, path: str) -> str:
     ("params['mlp/~/linear_0']['w']", "params['Dense_0']['kernel']")
     >>> native("nnx", "params/layers/0/kernel"), native("core", "net/dense/params/kernel")
     ('model.layers[0].kernel', "state['net/dense/params/kernel']")
+    >>> native("whole", "params/net/variables/params/linear/w")
+    "model.net.variables['params']['linear']['w']"
     """
-    if column == "core":
+    if column in FLAT:
         return f"state[{path!r}]"
     collection, *modules, leaf = path.split("/")
-    if column == "haiku":
+    if column in HAIKU:
         return f"{collection}[{'/'.join(modules)!r}][{leaf!r}]"
     if column == "linen":
         return collection + "".join(f"[{name!r}]" for name in (*modules, leaf))
-    return "model" + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in (*modules, leaf))
+    names = (*modules, leaf)
+    after = names.index("variables") + 1 if "variables" in names else len(names)  # `ToNNX` has them in dictionaries
+    attributes = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in names[:after])
+    return "model" + attributes + "".join(f"[{name!r}]" for name in names[after:])
 
 
 def _line(column: str, path: str, value: Any) -> str:

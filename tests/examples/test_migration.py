@@ -16,7 +16,7 @@ from bridges.param_mapping import Plan
 
 GUIDES = pathlib.Path(__file__).parents[2] / "examples" / "migration"
 TOPICS = sorted(file.stem for file in GUIDES.glob("*.py") if not file.stem.startswith("_"))
-COLUMNS = ("haiku", "linen", "nnx", "core")
+COLUMNS = sorted(folder.name.removeprefix("in_") for folder in GUIDES.glob("in_*") if folder.is_dir())
 WRITE = "BRIDGES_WRITE_DOCS"
 
 

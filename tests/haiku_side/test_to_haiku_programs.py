@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 import threading
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
+import bridges as br
 from tests.haiku_side.models import same
 from tests.haiku_side.to_haiku_models import (
     KEY,
@@ -132,3 +134,31 @@ def test_files_of_haiku(tmp_path):
     path.write_bytes(pickle.dumps((jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, state))))
     loaded = converters.load(path)
     assert same(NET.apply(*loaded, None, X)[0], NET.apply(params, state, None, X)[0])
+
+
+def test_conventions_place_the_layers_of_a_guest():
+    """The spec of a program has no type for a guest's entries, so that leaf names and ranks say what they are."""
+    x = jnp.ones((2, 3))
+
+    def old(x):
+        return hk.Linear(2, name="head")(hk.Linear(4, name="encoder")(x))
+
+    def new(x):
+        return br.ToHaiku(nnx.Linear, 4, 2, name="head")(hk.Linear(4, name="encoder")(x))
+
+    src, dst = (br.haiku_adapter.spec(fn, x) for fn in (old, new))
+    assert {path: layer.type for path, layer in dst.layers.items() if "ToHaiku" not in layer.type} == {
+        "encoder": "haiku.Linear"
+    }
+    mapping = br.Mapping.loads("""
+[modules]
+"head" = "head"
+[[rules]]
+src = "params/encoder/{leaf}"
+dst = "params/encoder/{leaf}"
+""")
+    plan = (mapping | br.conventions("haiku", "nnx")).plan(src, dst)
+    net = hk.without_apply_rng(hk.transform(old))
+    params = jax.tree.map(lambda p: p + 0.5, net.init(KEY, x))
+    moved, _ = br.haiku_adapter.unflatten(plan.forward(br.haiku_adapter.flatten(params)))
+    assert same(net.apply(params, x), hk.without_apply_rng(hk.transform(new)).apply(moved, x))
