@@ -54,6 +54,17 @@ def test_the_site_shows_the_columns_that_the_tests_execute(extension, site):
             ast.parse(text)
 
 
+def test_a_row_may_say_which_columns_and_in_what_order(extension, site):
+    page = (site / "guides" / "incremental.html").read_text("utf-8")
+    rows = [re.findall(r'data-column="(\w+)"', row) for row in page.split('<div class="columns ')[1:]]
+    assert rows[0] == ["haiku", "nnx"] and ["head", "encoder"] in rows and ["encoder", "nnx", "leaf"] in rows
+    shown = {name for row in rows for name in row}
+    css = (site / "_static" / "columns.css").read_text("utf-8")
+    assert all(
+        f'body[data-columns~="{name}"] .line.not-{name}' in css for name in shown | set(extension("guides").COLUMNS)
+    )
+
+
 def test_messages_are_found_with_what_they_say_of_a_case_left_open(extension):
     found = extension("messages").messages()
     assert any(text.startswith("State was used outside of a running context.") for text in found["ContextError"])

@@ -1,6 +1,6 @@
 """The classifier with a native encoder and head; the running statistics are Haiku's."""
 
-# region define
+# region imports
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,10 @@ from flax import nnx
 
 import bridges as br
 
+# endregion
 
+
+# region encoder
 class Encoder(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 16, rngs=rngs)
@@ -22,6 +25,10 @@ class Encoder(nnx.Module):
         return x
 
 
+# endregion
+
+
+# region scale
 class Scale(hk.Module):
     """Divides by a running mean of the squares."""
 
@@ -34,6 +41,10 @@ class Scale(hk.Module):
         return x / jnp.sqrt(square + 1e-5)
 
 
+# endregion
+
+
+# region head
 class Head(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.Linear(16, 16, rngs=rngs)
@@ -44,6 +55,10 @@ class Head(nnx.Module):
         return self.out(x)
 
 
+# endregion
+
+
+# region model
 class Model(nnx.Module):
     def __init__(self, x, rngs):
         self.encoder = Encoder(rngs)

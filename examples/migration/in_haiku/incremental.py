@@ -1,12 +1,15 @@
 """A classifier in Haiku, with dropout and running statistics."""
 
-# region define
+# region imports
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
+# endregion
 
+
+# region encoder
 class Encoder(hk.Module):
     def __call__(self, x, training):
         x = jax.nn.relu(hk.Linear(16)(x))
@@ -15,6 +18,10 @@ class Encoder(hk.Module):
         return x
 
 
+# endregion
+
+
+# region scale
 class Scale(hk.Module):
     """Divides by a running mean of the squares."""
 
@@ -27,12 +34,20 @@ class Scale(hk.Module):
         return x / jnp.sqrt(square + 1e-5)
 
 
+# endregion
+
+
+# region head
 class Head(hk.Module):
     def __call__(self, x):
         x = jax.nn.relu(hk.Linear(16, name="hidden")(x))
         return hk.Linear(10, name="out")(x)
 
 
+# endregion
+
+
+# region model
 def forward(x, training):
     x = Encoder()(x, training)
     x = Scale()(x, training)

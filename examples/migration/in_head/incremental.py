@@ -1,6 +1,6 @@
 """The classifier with a native head; the rest is Haiku."""
 
-# region define
+# region imports
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,10 @@ from flax import nnx
 
 import bridges as br
 
+# endregion
 
+
+# region encoder
 class Encoder(hk.Module):
     def __call__(self, x, training):
         x = jax.nn.relu(hk.Linear(16)(x))
@@ -18,6 +21,10 @@ class Encoder(hk.Module):
         return x
 
 
+# endregion
+
+
+# region scale
 class Scale(hk.Module):
     """Divides by a running mean of the squares."""
 
@@ -30,6 +37,10 @@ class Scale(hk.Module):
         return x / jnp.sqrt(square + 1e-5)
 
 
+# endregion
+
+
+# region head
 class Head(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.Linear(16, 16, rngs=rngs)
@@ -40,6 +51,10 @@ class Head(nnx.Module):
         return self.out(x)
 
 
+# endregion
+
+
+# region model
 def features(x, training):
     x = Encoder()(x, training)
     return Scale()(x, training)

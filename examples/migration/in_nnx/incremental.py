@@ -1,12 +1,15 @@
 """The classifier in NNX."""
 
-# region define
+# region imports
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+# endregion
 
+
+# region encoder
 class Encoder(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(8, 16, rngs=rngs)
@@ -19,6 +22,10 @@ class Encoder(nnx.Module):
         return x
 
 
+# endregion
+
+
+# region scale
 class Scale(nnx.Module):
     """Divides by a running mean of the squares."""
 
@@ -33,6 +40,10 @@ class Scale(nnx.Module):
         return x / jnp.sqrt(square + 1e-5)
 
 
+# endregion
+
+
+# region head
 class Head(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.Linear(16, 16, rngs=rngs)
@@ -43,6 +54,10 @@ class Head(nnx.Module):
         return self.out(x)
 
 
+# endregion
+
+
+# region model
 class Model(nnx.Module):
     def __init__(self, rngs):
         self.encoder = Encoder(rngs)

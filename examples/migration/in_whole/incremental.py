@@ -1,6 +1,6 @@
 """The classifier in Haiku, whole, in an NNX program."""
 
-# region define
+# region imports
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,10 @@ from flax import nnx
 
 import bridges as br
 
+# endregion
 
+
+# region encoder
 class Encoder(hk.Module):
     def __call__(self, x, training):
         x = jax.nn.relu(hk.Linear(16)(x))
@@ -18,6 +21,10 @@ class Encoder(hk.Module):
         return x
 
 
+# endregion
+
+
+# region scale
 class Scale(hk.Module):
     """Divides by a running mean of the squares."""
 
@@ -30,12 +37,20 @@ class Scale(hk.Module):
         return x / jnp.sqrt(square + 1e-5)
 
 
+# endregion
+
+
+# region head
 class Head(hk.Module):
     def __call__(self, x):
         x = jax.nn.relu(hk.Linear(16, name="hidden")(x))
         return hk.Linear(10, name="out")(x)
 
 
+# endregion
+
+
+# region model
 def forward(x, training):
     x = Encoder()(x, training)
     x = Scale()(x, training)
