@@ -13,7 +13,7 @@ from flax import nnx
 
 import bridges as br
 from benchmarks.paired import paired
-from benchmarks.table import Row, Table, rows
+from benchmarks.table import Row, Table, growth, rows
 
 X = jnp.ones(())
 
@@ -34,6 +34,7 @@ def measure(quick: bool = False) -> Table:
             "Every entry is a scalar that the step reads and changes. `nnx.jit` runs a native module with as many"
             " Params; `ToNNX` wraps a Linen module (`nnx.bridge`) or a core module (ours) with as many. The peers of the"
             " core are ninjax and NNX, those of `br.ToNNX` native NNX and `nnx.bridge.ToNNX`.",
+            *growth(found),
         ),
     )
 

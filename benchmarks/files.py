@@ -1,17 +1,23 @@
-"""File to file: every format to every format, seconds over `cp`, peak memory over the largest leaf.
+"""File to file: every format to every format, seconds over `cp`, peak memory over the largest leaf, against scripts.
 
-    python benchmarks/files.py [--mib 512] [--leaf 64] [--write docs/files-table.md]
+    python -m benchmarks.files [--mib 512] [--leaf 64] [--write docs/files-table.md]
 
 Each conversion runs in a process of its own that has converted a tiny file in the same formats before, so that no import
 is measured. What is read lies in the page cache, for `cp` as well. `cp` does not wait for the disk, a conversion does
 (fsync, without which a file that was renamed into place may be empty after a power failure): the table has both, and
 `cp` followed by `sync` beside them. Memory is the highest resident size above that before, mapped pages of files included.
+
+A script loads the file with the format's own library, renames the arrays and saves them with the other format's own
+library: `numpy.load` and `savez`, `safetensors.numpy`, `pickle`, `flax.serialization`, `orbax.checkpoint`. It waits for no
+disk and checks nothing. Conversions rename as it does. The floors are the same bytes, mapped and written again, in Python
+with nothing else done; with the CRC-32 that npz holds of each array; and with waiting for the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import pathlib
 import resource
@@ -19,28 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 NAMES = {"npz": "a.npz", "safetensors": "a.safetensors", "pickle": "a.pkl", "msgpack": "a.msgpack", "orbax": "a"}
-CHILD = """
-import json, os, pathlib, sys, time
-import converters
-
-source, target, manifest, wait = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3] == "1", sys.argv[4] == "1"
-if not wait:
-    os.fsync = lambda handle: None
-
-def status(name):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-
-small = pathlib.Path(sys.argv[5])
-converters.convert(small / source.name, small / target.name, manifest=manifest, overwrite=True)
-pathlib.Path("/proc/self/clear_refs").write_text("5")
-before, began, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
-converters.convert(source, target, manifest=manifest, overwrite=True)
-took, cpu = time.perf_counter() - began, time.process_time() - cpu
-print(json.dumps({"seconds": took, "cpu": cpu, "peak": status("VmHWM") - before}))
-"""
+RENAMING = {"rules": [{"src": "params/{layer}/kernel", "dst": "params/{layer}/weight"}]}
+WAYS = ("whole", "bare", "script")
 
 
 def main() -> None:
@@ -50,7 +39,10 @@ def main() -> None:
     parser.add_argument("--leaf", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--write")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child:
+        return print(json.dumps(child(args.child[0], *map(pathlib.Path, args.child[1:]))))
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_DIR")) as folder:
         text = measured(pathlib.Path(folder), args.mib, args.leaf, args.repeat)
     print(text)
@@ -91,18 +83,49 @@ def compared(
         copies[src] = copied(folder / name, folder / "copy", repeat)
         for dst, target in NAMES.items():
             out = folder / f"out-{target}"
-            (small / out.name).parent.mkdir(exist_ok=True)
-            found = [run(folder / name, out, small, True, True) for _ in range(repeat)]
-            bare = [run(folder / name, out, small, False, False) for _ in range(repeat)]
+            found = [{way: run(way, folder / name, out, small) for way in WAYS} for _ in range(repeat)]
+
+            def best(way: str, what: str, found: list[dict[str, dict[str, float]]] = found) -> float:
+                return min(turn[way][what] for turn in found)
+
             rows.setdefault(src, {})[dst] = {
-                "all": min(f["seconds"] for f in found) / copies[src][0],
-                "synced": min(f["seconds"] for f in found) / copies[src][1],
-                "bare": min(f["seconds"] for f in bare) / copies[src][0],
-                "peak": max(f["peak"] for f in found) / (leaf << 20),
-                "cpu": min(f["cpu"] for f in found) / copies[src][2],
-                "cpu bare": min(f["cpu"] for f in bare) / copies[src][2],
+                "all": best("whole", "seconds") / copies[src][0],
+                "synced": best("whole", "seconds") / copies[src][1],
+                "bare": best("bare", "seconds") / copies[src][0],
+                "script": best("script", "seconds") / copies[src][0],
+                "peak": max(turn["whole"]["peak"] for turn in found) / (leaf << 20),
+                "peak script": min(turn["script"]["peak"] for turn in found) / (leaf << 20),
+                "cpu": best("whole", "cpu") / copies[src][2],
+                "cpu bare": best("bare", "cpu") / copies[src][2],
             }
+            subprocess.run(["rm", "-rf", str(out), f"{out}.manifest.json"], check=True)
     return rows, copies
+
+
+def floors(folder: pathlib.Path, mib: int, repeat: int) -> dict[str, float]:
+    """Returns the seconds over `cp` of writing so many bytes that are mapped from a file, in three ways."""
+    source, target = folder / "bytes", folder / "bytes-again"
+    with source.open("wb") as file:
+        for _ in range(mib):
+            file.write(os.urandom(1 << 20))
+    subprocess.run(["sync"], check=True)
+    alone = copied(source, target, repeat)[0]
+    took: dict[str, list[float]] = {"written": [], "with CRC-32": [], "waited for": []}
+    for _ in range(repeat + 1):
+        for name, times in took.items():
+            began = time.perf_counter()
+            with source.open("rb") as old, target.open("wb", buffering=0) as new:
+                with mmap.mmap(old.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                    for at in range(0, len(view), 16 << 20):
+                        if name == "with CRC-32":
+                            zlib.crc32(view[at : at + (16 << 20)])
+                        new.write(view[at : at + (16 << 20)])
+                if name == "waited for":
+                    os.fsync(new.fileno())
+            times.append((time.perf_counter() - began) / alone)
+            target.unlink()
+    source.unlink()
+    return {name: min(times) for name, times in took.items()}
 
 
 def copied(source: pathlib.Path, target: pathlib.Path, repeat: int) -> tuple[float, float, float]:
@@ -120,22 +143,46 @@ def copied(source: pathlib.Path, target: pathlib.Path, repeat: int) -> tuple[flo
     return min(t[0] for t in took), min(t[1] for t in took), min(t[2] for t in took)
 
 
-def run(
-    source: pathlib.Path, target: pathlib.Path, small: pathlib.Path, manifest: bool, wait: bool
-) -> dict[str, float]:
-    """Returns what one conversion took."""
-    arguments = [str(source), str(target), str(int(manifest)), str(int(wait)), str(small)]
+def run(way: str, source: pathlib.Path, target: pathlib.Path, small: pathlib.Path) -> dict[str, float]:
+    """Returns what one conversion took, in one of `WAYS`: as it is, without manifest and waiting, and by a script."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "benchmarks.files", "--child", way, str(source), str(target), str(small)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)
+
+
+def child(way: str, source: pathlib.Path, target: pathlib.Path, small: pathlib.Path) -> dict[str, float]:
+    """Converts in this process: a tiny file, and the one that is measured."""
+
+    def convert(source: pathlib.Path, target: pathlib.Path) -> None:
+        if way == "script":
+            return scripts.convert(source, target)
+        converters.convert(source, target, mapping=RENAMING, to="flat", manifest=way == "whole", overwrite=True)
+
+    if way == "script":
+        from benchmarks import scripts
+    else:
+        import converters
+    if way == "bare":
+        os.fsync = lambda handle: None
+    convert(small / source.name, small / target.name)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before, began, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
+    convert(source, target)
+    took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"seconds": took, "cpu": cpu, "peak": status("VmHWM") - before}
+
+
+def status(name: str) -> int:
+    """Returns a figure of this process in bytes, such as VmRSS."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
 def report(
@@ -156,7 +203,9 @@ def report(
         "bare": "Seconds over `cp`, without the manifest, and not waiting for the disk (as `cp` does not)",
         "cpu": "Processor time over that of `cp`, with the manifest (its checksums are taken in threads of their own)",
         "cpu bare": "Processor time over that of `cp`, without the manifest",
+        "script": "Seconds over `cp` of a script: the formats' own libraries, neither checking nor waiting",
         "peak": "Peak memory over the largest leaf, with the manifest",
+        "peak script": "Peak memory over the largest leaf, of the script",
     }
     for key, title in titles.items():
         lines += [f"## {title}", "", "| | " + " | ".join(NAMES) + " |", "|---" * (len(NAMES) + 1) + "|"]

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import bridges as br
 from benchmarks.paired import Spread, paired
-from benchmarks.table import Row, Table
+from benchmarks.table import Row, Table, growth
 
 WIDTH = 16
 
@@ -45,6 +45,7 @@ def measure(quick: bool = False) -> Table:
         (
             "Residual blocks of a layer norm, a linear layer up, an activation and one down, in Haiku and in Linen, with"
             " other names and another order of definition; the whole call: tracing both, matching, and the proof.",
+            *growth(found),
         ),
     )
 

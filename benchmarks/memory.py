@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import re
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as orbax
+from absl import logging
 from flax import traverse_util
 
 from benchmarks.paired import paired
-from benchmarks.table import Row, Table, rows
+from benchmarks.table import Row, Table, growth, rows
 from bridges import linen_adapter
 from bridges.param_mapping import Mapping
 
 RULES = 10
+TRANSFORMERS = importlib.util.find_spec("transformers") is not None
 
 
 def measure(quick: bool = False) -> Table:
     """Returns the table."""
+    logging.set_verbosity("error")  # orbax logs a warning a call
     found: list[Row] = []
     shared = True
     for leaves in (100, 1_000) if quick else (100, 1_000, 10_000, 100_000, 1_000_000):
@@ -56,21 +61,23 @@ def measure(quick: bool = False) -> Table:
             paired(
                 {
                     "by hand": lambda plain=plain: {rename(path): leaf for path, leaf in plain.items()},
-                    "patterns in turn": lambda plain=plain: by_patterns(plain),
-                    "plan and forward": lambda m=mapping, p=plain, w=wanted: m.plan(p, w).forward(p),
                     "forward": lambda plan=plan, plain=plain: plan.forward(plain),
+                    "plan and forward": lambda m=mapping, p=plain, w=wanted: m.plan(p, w).forward(p),
+                    **renamers(RULES, plain, wanted),
                 },
                 rounds,
             ),
             leaves,
         )
     for count in (10, 100) if quick else (10, 100, 1_000):
-        leaves = 1_000 if quick else 100_000
-        old = {f"params/{path}": leaf for path, leaf in traverse_util.flatten_dict(tree(leaves), sep="/").items()}
-        wanted = {rename(path): leaf for path, leaf in old.items()}
-        mapping = renaming(count)
-        timing = paired({f"plan, {count} rules": lambda m=mapping, o=old, w=wanted: m.plan(o, w)}, 3, number=1)
-        found += rows(f"{leaves:,} leaves", timing)
+        for leaves in (1_000,) if quick else (1_000, 10_000, 100_000):
+            plain = dict(linen_adapter.flatten({"params": tree(leaves)}))
+            wanted = {rename(path): leaf for path, leaf in plain.items()}
+            mapping = renaming(count)
+            contenders = {"plan": lambda m=mapping, p=plain, w=wanted: m.plan(p, w)}
+            if leaves * count <= 10_000_000:  # minutes a call for those who try every rule on every path
+                contenders |= renamers(count, plain, wanted)
+            found += rows(f"{count} rules, {leaves:,} leaves", paired(contenders, 3, number=1), leaves)
     return Table(
         "memory",
         "Flatten, unflatten, plan, forward",
@@ -78,10 +85,12 @@ def measure(quick: bool = False) -> Table:
         tuple(found),
         (
             f"Renamed arrays are the arrays that came, not copies: {'yes' if shared else 'no'}.",
-            "`by hand` is one dictionary comprehension that knows the renaming and checks nothing; `patterns in turn`"
-            f" applies {RULES} regular expressions one after the other to every path, as renaming of state dictionaries is"
-            " done. A plan checks that every leaf arrives, once, in its shape. Leaves are scalars, so nothing but the"
-            " bookkeeping is seen.",
+            "`by hand` is one dictionary comprehension that knows the renaming and checks nothing. `orbax`:"
+            " `apply_transformations` with a `Transform` a rule, its log silenced; `transformers`: `apply_renamings` with a"
+            " `WeightRenaming` a rule, on dotted names, as it renames before it loads"
+            f"{'' if TRANSFORMERS else ' (not installed here)'}. A plan checks that every leaf arrives, once, in its"
+            " shape, and has the way back. Leaves are scalars, so nothing but the bookkeeping is seen.",
+            *growth(found),
         ),
     )
 
@@ -106,14 +115,22 @@ def renaming(count: int) -> Mapping:
     return Mapping.of({"rules": [*more, *rules]})
 
 
-PATTERNS = [(re.compile(rf"/kind{k}/w$"), f"/layer{k}/kernel") for k in range(RULES)]
+def renamers(count: int, plain: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Returns the peers that rename by rules, each with the rules that it needs and spare ones to make `count`."""
+    found: dict[str, Callable[[], Any]] = {}
+    if len(plain) <= 100_000:
+        transforms = {
+            rf"params/(\w+)/layer{k}/kernel": orbax.Transform(original_key=rf"params/\1/kind{k}/w")
+            for k in range(RULES)
+        }
+        for k in range(count - RULES):
+            transforms[rf"params/(\w+)/o{k}/w"] = orbax.Transform(original_key=rf"params/\1/other{k}/w")
+        found["orbax"] = lambda: orbax.apply_transformations(plain, transforms, wanted)
+    if TRANSFORMERS:
+        from transformers.core_model_loading import WeightRenaming, apply_renamings
 
-
-def by_patterns(plain: dict[str, Any]) -> dict[str, Any]:
-    """Returns the tree renamed by patterns."""
-    new = {}
-    for path, leaf in plain.items():
-        for pattern, text in PATTERNS:
-            path = pattern.sub(text, path)
-        new[path] = leaf
-    return new
+        rules = [WeightRenaming(rf"kind{k}\.w", f"layer{k}.kernel") for k in range(RULES)]
+        rules += [WeightRenaming(rf"other{k}\.w", f"o{k}.w") for k in range(count - RULES)]
+        dotted = {path.replace("/", "."): leaf for path, leaf in plain.items()}
+        found["transformers"] = lambda: {apply_renamings(path, rules): leaf for path, leaf in dotted.items()}
+    return found

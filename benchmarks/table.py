@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from benchmarks.paired import Spread, Timing
+
+UNITS = frozenset({"layers", "entry", "entries", "leaves", "MiB"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,18 @@ class Row:
         if self.bound is None or self.ratio is None:
             return ""
         return "yes" if self.ratio.median <= self.bound else "within spread" if self.ratio.low <= self.bound else "no"
+
+    @property
+    def unit(self) -> str:
+        """What the sizes of the case count, such as 'leaves'."""
+        return next((word for word in self.case.replace(",", "").split() if word in UNITS), "")
+
+    @property
+    def series(self) -> str:
+        """What the case measures apart from its size: 'rename' of 'rename, 100 leaves', 'Haiku' of '10 Haiku layers'."""
+        words = [word for word in self.case.split(", ") if not UNITS.intersection(word.split())]
+        inside = [word for word in self.case.split() if word.isalpha() and word not in UNITS]
+        return ", ".join(words) or " ".join(inside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +123,31 @@ def rows(
         )
         for name, timing in timings.items()
     ]
+
+
+def grouped(found: Iterable[Row]) -> dict[str, list[Row]]:
+    """Returns the rows that have a time and a size by their series, of those that have several sizes."""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        if row.size is not None and row.seconds is not None:
+            groups.setdefault(row.series, []).append(row)
+    return {name: rows for name, rows in groups.items() if len({row.size for row in rows}) > 1}
+
+
+def growth(found: Iterable[Row]) -> list[str]:
+    """Returns notes on how costs grow: the slope between a contender's two largest sizes, on logarithmic scales."""
+    notes = []
+    for name, group in grouped(found).items():
+        last, before = sorted({row.size for row in group}, reverse=True)[:2]
+        times = {(row.contender, row.size): row.seconds.median for row in group}
+        slopes = [
+            f"{who} {math.log(times[who, last] / times[who, before]) / math.log(last / before):.2f}"
+            for who in dict.fromkeys(row.contender for row in group)
+            if {(who, last), (who, before)} <= times.keys()
+        ]
+        said = f"seconds grow from {before:,} to {last:,} {group[-1].unit} as their number to the power of"
+        notes.append(f"{f'{name}: {said}' if name else said.capitalize()}: {', '.join(slopes)}.")
+    return notes
 
 
 def shown(spread: Spread | None, text: Callable[[float], str]) -> str:

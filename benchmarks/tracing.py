@@ -14,7 +14,7 @@ from flax import nnx
 
 import bridges as br
 from benchmarks.paired import paired
-from benchmarks.table import Row, Table, rows
+from benchmarks.table import Row, Table, growth, rows
 
 X = jnp.ones((4, 8))
 KEY = jax.random.key(0)
@@ -47,6 +47,7 @@ def measure(quick: bool = False) -> Table:
             "Each layer is a wrapper of its own, against one native model of the same layers; a forward pass of a known"
             " state, `jax.jit(f).lower(…)` of a new function every time.",
             "ninjax runs Haiku's and Linen's modules only. `nnx.bridge.ToNNX` is a module a Linen layer in an NNX model.",
+            *growth(found),
         ),
     )
 

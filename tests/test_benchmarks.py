@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import dispatch, first, inference, memory, plots, tracing
+import converters
+from benchmarks import dispatch, files, first, inference, memory, plots, scripts, tracing
 from benchmarks.__main__ import NAMES
 from benchmarks.paired import Spread, Timing, paired
-from benchmarks.table import Row, Table, rows
+from benchmarks.table import Row, Table, growth, rows
 
 
 def test_a_slower_contender_has_a_greater_ratio():
@@ -29,12 +30,28 @@ def test_every_contender_of_a_case_runs():
     assert [tracing.traced("ninjax", depth) for depth in (1, 2, 3)] == [2, 4, 8]
 
 
-def test_what_is_renamed_by_hand_is_what_the_plan_renames():
-    old = {f"params/{path}": leaf for path, leaf in memory.linen_adapter.flatten(memory.tree(100)).items()}
-    wanted = {memory.rename(path): leaf for path, leaf in old.items()}
+def test_all_who_rename_do_the_same():
+    plain = dict(memory.linen_adapter.flatten({"params": memory.tree(100)}))
+    wanted = {memory.rename(path): leaf for path, leaf in plain.items()}
     for count in (10, 30):
-        new = memory.renaming(count).plan(old, wanted).forward(old)
-        assert dict(new) == wanted == memory.by_patterns(old)
+        assert dict(memory.renaming(count).plan(plain, wanted).forward(plain)) == wanted
+        peers = {name: dict(call()) for name, call in memory.renamers(count, plain, wanted).items()}
+        assert peers.pop("orbax") == wanted
+        for renamed in peers.values():  # transformers, where it is installed
+            assert {path.replace(".", "/"): leaf for path, leaf in renamed.items()} == wanted
+
+
+@pytest.mark.parametrize("target", files.NAMES.values())
+def test_a_script_and_a_conversion_write_the_same(target, tmp_path):
+    tree = {"params": {f"layer_{i}": {"kernel": np.full((2, 3), i, np.float32)} for i in range(2)}}
+    converters.save(tmp_path / "a.npz", tree)
+    (tmp_path / "out").mkdir()
+    scripts.convert(tmp_path / "a.npz", tmp_path / "out" / target)
+    converters.convert(tmp_path / "a.npz", tmp_path / target, mapping=files.RENAMING, to="flat")
+    for path in (tmp_path / "out" / target, tmp_path / target):
+        found = scripts.load(path)
+        assert sorted(found) == ["params/layer_0/weight", "params/layer_1/weight"]
+        assert np.array_equal(found["params/layer_1/weight"], tree["params"]["layer_1"]["kernel"])
 
 
 def test_the_two_networks_of_inference_are_one():
@@ -53,6 +70,7 @@ def test_a_table_shows_its_rows_and_whether_a_bound_is_kept(tmp_path):
     assert "| 1 layers | b | 5 s (5 s-5 s) | 2.50 (2.50-2.50) | no |" in table.markdown()
     assert "| 10 layers | b | 5 s (5 s-5 s) | 2.50 (2.50-2.50) | yes |" in table.markdown()
     assert [row["kept"] for row in table.to_dict()["rows"]] == ["", "no", "", "yes"]
+    assert growth(found) == ["Seconds grow from 1 to 10 layers as their number to the power of: a 0.00, b 0.00."]
     (picture,) = plots.plot(table, tmp_path)
     assert picture.stat().st_size > 1000
 
@@ -70,3 +88,9 @@ def test_every_benchmark_is_named_in_the_readme(name):
 def test_within_the_spread_is_said():
     row = Row("case", "b", Spread(1, 1, 1), Spread(1.6, 1.4, 1.8), bound=1.5)
     assert row.kept == "within spread"
+
+
+def test_growth_is_that_of_the_two_largest_sizes():
+    found = [Row(f"find, {n} leaves", "a", Spread.of([s]), size=n) for n, s in ((100, 1), (10, 0.5), (1000, 100))]
+    assert growth(found) == ["find: seconds grow from 100 to 1,000 leaves as their number to the power of: a 2.00."]
+    assert growth(found[:1]) == []
