@@ -19,7 +19,7 @@ import sys
 import tempfile
 from typing import Any
 
-NAMES = ("programs", "dispatch", "tracing", "first", "memory", "checkpoints", "inference", "startup")
+NAMES = ("programs", "dispatch", "dispatch_nnx", "tracing", "first", "memory", "checkpoints", "inference", "startup")
 FOLDER = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 

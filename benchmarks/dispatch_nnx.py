@@ -1,18 +1,10 @@
-"""Dispatch: a call of `nnx.jit` of a wrapped part over one of the native NNX model with as many Variables.
+"""A call of `nnx.jit` of a wrapped part, over one of the native NNX model with as many Variables.
 
-    python benchmarks/dispatch_nnx.py [--rounds 60] [--calls 30]
-
-The models are measured in turn, round after round, and the medians compared, so that a busy machine disturbs all alike.
-Matrices are 8 x 8: what takes time is Python, flattening the model and putting it together again. `train` is a step with
-`nnx.value_and_grad` and `nnx.Optimizer` (Adam).
+Matrices are 8 x 8: what takes time is Python, flattening the model and putting it together again.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +16,33 @@ from flax import linen as nn
 from flax import nnx
 
 import bridges as br
+from benchmarks.paired import paired
+from benchmarks.table import Row, Table, rows
 
 X = jnp.ones((4, 8))
+
+
+def measure(quick: bool = False) -> Table:
+    """Returns the table."""
+    found: list[Row] = []
+    for make, what in ((forward, "forward"), (train, "training step")):
+        for layers in (1, 10) if quick else (1, 10, 100):
+            for graph in (True, False):
+                timings = paired(contenders(make, layers, graph), rounds=5 if quick else 21)
+                found += rows(
+                    f"{what}, graph={graph}, {layers} {'layer' if layers == 1 else 'layers'}", timings, layers
+                )
+    return Table(
+        "dispatch_nnx",
+        "A call of a compiled NNX step",
+        "`nnx.bridge.ToNNX`; the native model is what the ratio is over",
+        tuple(found),
+        (
+            "Linear layers of 8 x 8 in `nnx.jit`, in both of its modes (`graph=`); the training step has"
+            " `nnx.value_and_grad` and `nnx.Optimizer` with Adam. `as deep` is the native model inside of three modules, so"
+            " that its paths are as long as those of a wrapped part.",
+        ),
+    )
 
 
 class Core(br.Module):
@@ -86,19 +103,26 @@ def models(layers: int) -> dict[str, Any]:
     linen = nn.Dense(8) if one else Linen(layers)
     native = nnx.Linear(8, 8, rngs=rngs) if one else Native(layers, rngs)
     return {
-        "nnx": native,
-        "nnx, as deep": Inside(Inside(Inside(nnx.clone(native)))),
-        "haiku": br.ToNNX(haiku, rngs=rngs).lazy_init(X),
-        "linen": br.ToNNX(linen, rngs=rngs).lazy_init(X),
-        "core": br.ToNNX(Core(layers=layers), rngs=rngs).lazy_init(X),
-        "nnx.bridge, linen": nnx.bridge.ToNNX(linen, rngs=rngs).lazy_init(X),
+        "native": native,
+        "native, as deep": Inside(Inside(Inside(nnx.clone(native)))),
+        "br.ToNNX, Haiku": br.ToNNX(haiku, rngs=rngs).lazy_init(X),
+        "br.ToNNX, Linen": br.ToNNX(linen, rngs=rngs).lazy_init(X),
+        "br.ToNNX, core": br.ToNNX(Core(layers=layers), rngs=rngs).lazy_init(X),
+        "nnx.bridge.ToNNX, Linen": nnx.bridge.ToNNX(linen, rngs=rngs).lazy_init(X),
     }
+
+
+def contenders(
+    make: Callable[[Any, bool], Callable[[], Any]], layers: int, graph: bool
+) -> dict[str, Callable[[], Any]]:
+    """Returns the calls, the native one first."""
+    return {name: make(model, graph) for name, model in models(layers).items()}
 
 
 def forward(model: Any, graph: bool) -> Callable[[], Any]:
     """Returns a call of the compiled model."""
     fn = nnx.jit(lambda model, x: model(x), graph=graph)
-    return lambda: fn(model, X)
+    return lambda: jax.block_until_ready(fn(model, X))
 
 
 def train(model: Any, graph: bool) -> Callable[[], Any]:
@@ -116,51 +140,4 @@ def train(model: Any, graph: bool) -> Callable[[], Any]:
         optimizer.update(model, grads)
         return value
 
-    return lambda: step(model, optimizer, X)
-
-
-def medians(calls: dict[str, Callable[[], Any]], rounds: int, repeat: int) -> dict[str, float]:
-    """Returns the median microseconds a call, measured in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(3):
-            jax.block_until_ready(call())
-    gc.collect()
-    gc.disable()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            for _ in range(repeat):
-                out = call()
-            jax.block_until_ready(out)
-            times[name].append((time.perf_counter() - began) / repeat)
-    gc.enable()
-    return {name: statistics.median(values) * 1e6 for name, values in times.items()}
-
-
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=30)
-    args = parser.parse_args()
-    first = True
-    for make in (forward, train):
-        for layers in (1, 10, 100):
-            for graph in (True, False):
-                found = models(layers)
-                if make is train:
-                    found.pop("nnx.bridge, linen")
-                repeat = max(3, args.calls // layers)
-                us = medians({name: make(model, graph) for name, model in found.items()}, args.rounds, repeat)
-                native = us["nnx"]
-                if first:
-                    print("| what | layers | graph | " + " | ".join(f"{name}" for name in us) + " |")
-                    print("|" + "---|" * (3 + len(us)))
-                    first = False
-                cells = " | ".join(f"{value:.0f} us ({value / native:.2f} x)" for value in us.values())
-                print(f"| {make.__name__} | {layers} | {graph} | {cells} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return lambda: jax.block_until_ready(step(model, optimizer, X))

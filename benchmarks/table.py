@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.paired import Spread, Timing
 
-UNITS = frozenset({"layers", "entry", "entries", "leaves", "MiB"})
+UNITS = frozenset({"layer", "layers", "entry", "entries", "leaves", "MiB"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import converters
-from benchmarks import dispatch, files, first, inference, memory, plots, scripts, tracing
+from benchmarks import dispatch, dispatch_nnx, files, first, inference, memory, plots, scripts, tracing
 from benchmarks.__main__ import NAMES
 from benchmarks.paired import Spread, Timing, paired
 from benchmarks.table import Row, Table, growth, rows
@@ -24,6 +24,9 @@ def test_a_slower_contender_has_a_greater_ratio():
 def test_every_contender_of_a_case_runs():
     for call in (*dispatch.contenders(2).values(), *first.eager().values(), *tracing.linen(1).values()):
         call()
+    for make in (dispatch_nnx.forward, dispatch_nnx.train):
+        for call in dispatch_nnx.contenders(make, 1, graph=False).values():
+            call()
     for call in (*tracing.haiku(1).values(), *tracing.nnx_(1).values()):
         call()
     assert [tracing.traced("bridges", depth) for depth in (1, 2, 3)] == [1, 1, 1]
@@ -45,10 +48,11 @@ def test_all_who_rename_do_the_same():
 def test_a_script_and_a_conversion_write_the_same(target, tmp_path):
     tree = {"params": {f"layer_{i}": {"kernel": np.full((2, 3), i, np.float32)} for i in range(2)}}
     converters.save(tmp_path / "a.npz", tree)
-    (tmp_path / "out").mkdir()
-    scripts.convert(tmp_path / "a.npz", tmp_path / "out" / target)
-    converters.convert(tmp_path / "a.npz", tmp_path / target, mapping=files.RENAMING, to="flat")
-    for path in (tmp_path / "out" / target, tmp_path / target):
+    by_script, converted = (tmp_path / folder / target for folder in ("script", "converted"))
+    by_script.parent.mkdir()
+    scripts.convert(tmp_path / "a.npz", by_script)
+    converters.convert(tmp_path / "a.npz", converted, mapping=files.RENAMING, to="flat")
+    for path in (by_script, converted):
         found = scripts.load(path)
         assert sorted(found) == ["params/layer_0/weight", "params/layer_1/weight"]
         assert np.array_equal(found["params/layer_1/weight"], tree["params"]["layer_1"]["kernel"])
