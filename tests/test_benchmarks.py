@@ -49,7 +49,8 @@ def test_a_script_and_a_conversion_write_the_same(target, tmp_path):
     tree = {"params": {f"layer_{i}": {"kernel": np.full((2, 3), i, np.float32)} for i in range(2)}}
     converters.save(tmp_path / "a.npz", tree)
     by_script, converted = (tmp_path / folder / target for folder in ("script", "converted"))
-    by_script.parent.mkdir()
+    for path in (by_script, converted):
+        path.parent.mkdir()
     scripts.convert(tmp_path / "a.npz", by_script)
     converters.convert(tmp_path / "a.npz", converted, mapping=files.RENAMING, to="flat")
     for path in (by_script, converted):
