@@ -108,7 +108,11 @@ def optimizers(
     src_params = found.params
     if found.framework == "nnx":  # the optimizer knows the parameters only
         src_params = _native.parameters("nnx", found.variables)
-    dst_params = _native.parameters(to, State({p: x for p, x in plan.dst.items()}), spec)
+    if to == "flat":  # what becomes of parameters, whatever it is called there
+        trained = {t for item in plan.items if any(p.startswith("params/") for p in item.sources) for t in item.targets}
+        dst_params: Any = State({path: x for path, x in plan.dst.items() if path in trained})
+    else:
+        dst_params = _native.parameters(to, State({p: x for p, x in plan.dst.items()}), spec)
     for key, state in found.optimizers.items():
         if tx is not None:
             state = _typed(state, tx, src_params, str(key))

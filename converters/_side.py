@@ -119,8 +119,9 @@ def function_side(fn: Callable[..., Any], form: Form, train: bool, end: str) -> 
 def form_of(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = False) -> Form:
     """Returns the form of a variable tree: the flat path of each leaf.
 
-    A flat mapping, a nested tree of collections, Haiku's parameters, its pair of parameters and state, and a bare tree of
-    parameters are recognised by which of these readings gives paths that are all among the wanted ones.
+    A flat mapping, a nested tree of collections, Haiku's parameters, its pair of parameters and state, a bare tree of
+    parameters, and NNX's state and pure dictionary are recognised by which of these readings gives paths that are all among
+    the wanted ones.
 
     Args:
       tree: Any pytree.
@@ -140,7 +141,16 @@ def form_of(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = F
         return Form(treedef, tuple(own))
     known = set(wanted)
     best: list[str] | None = None
-    for reading in (str, _collections, _opened, lambda p: "params/" + p, lambda p: "params/" + _opened(p)):
+    below = {path.partition("/")[2]: path for path in known}  # NNX's own names, which have no collection
+    readings = (
+        str,
+        _collections,
+        _opened,
+        lambda p: "params/" + p,
+        lambda p: "params/" + _opened(p),
+        lambda p: below.get(p.removesuffix("/value"), p),
+    )
+    for reading in readings:
         paths = [reading(path) for path in own]
         odd = [path for path in paths if path not in known]
         if not odd and len(set(paths)) == len(paths):

@@ -14,6 +14,7 @@ from flax import nnx
 
 import converters
 from bridges import haiku_adapter, linen_adapter
+from bridges.core._flat import flatten
 from bridges.param_mapping import conventions
 from tests.converters.nets import HAIKU, LINEN, NNX, X, haiku_variables, linen_variables, randomised
 from tests.converters.test_convert import same
@@ -145,3 +146,19 @@ def test_dictionaries_for_an_optimizers_state_are_said(tmp_path):
     converters.convert_back(tmp_path / "c.pkl", tmp_path / "back.msgpack")
     trees = [flax.serialization.msgpack_restore((tmp_path / f"{name}.msgpack").read_bytes()) for name in ("a", "back")]
     assert same(*trees)
+
+
+def test_into_flat(triple, tmp_path):
+    """Of the optimizer's state into path -> array: the moments have the target's paths, whatever parameters are called."""
+    rules = [{"src": "params/{m:path}/{leaf}", "dst": "net/{m:path}/params/{leaf}"}]
+    mapping = {"rules": rules, "drop": ["state/{rest:path}"]}
+    job = {"mapping": mapping, "to": "flat", "src_model": HAIKU, "inputs": (X,)}
+    converters.convert(tmp_path / "triple.pkl", tmp_path / "flat.npz", **job)
+    flat = flatten(converters.load(tmp_path / "flat.npz"))
+    moments = triple[2][1][0]
+    assert same(flat["opt_state/1/0/nu/net/stem/params/w"], moments.nu["stem"]["w"])
+    assert same(flat["opt_state/1/0/mu/net/head/~/linear_1/params/b"], moments.mu["head/~/linear_1"]["b"])
+    assert flat["opt_state/1/0/count"] == moments.count
+    assert len(flat) == 3 * len(jax.tree.leaves(triple[0])) + 1
+    converters.convert_back(tmp_path / "flat.npz", tmp_path / "back.pkl")
+    assert same(pickle.loads((tmp_path / "back.pkl").read_bytes()), triple)

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import converters
-from bridges import Module, State, get, haiku_adapter, linen_adapter
+from bridges import Module, State, get, haiku_adapter, linen_adapter, nnx_adapter
 from bridges._infer._random import randomised
 from bridges.core._errors import BridgeError, StructureError
 from bridges.param_mapping import Mapping, conventions
+from converters._side import named
 from tests.converters import models as m
+from tests.converters import nets
 
 QUICK = ("float32",)
 
@@ -320,3 +323,15 @@ def test_the_name_is_the_function():
 def test_a_function_that_is_a_model_is_asked_for_its_framework():
     with pytest.raises(BridgeError, match=r"source was taken for apply.*frameworks=\('…', 'linen'\)"):
         converters.verify(lambda x: hk.Linear(2)(x), nn.Dense(2), np.ones((2, 3), np.float32), src={"w": np.ones(2)})
+
+
+def test_nnx_variables_as_nnx_gives_them():
+    """`nnx.state(model)` and the pure dictionary, with other Variables than Params in them."""
+    state = nnx.state(nets.NNX(nnx.Rngs(0)))
+    wanted = nnx_adapter.flatten(state)
+    assert "batch_stats/norm/mean" in wanted and "params/head/0/kernel" in wanted
+    for tree in (state, nnx.to_pure_dict(state)):
+        found = named(tree, wanted, "variables")
+        assert found.keys() == wanted.keys() and all(found[path] is wanted[path] for path in wanted)
+    with pytest.raises(StructureError, match=r"'stem/kernel/value'\. Did you mean"):
+        named(state, [path for path in wanted if "stem" not in path] + ["params/stem/kernels"], "variables")
