@@ -29,6 +29,7 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -37,8 +38,8 @@ suppress_warnings = ["ref.python"]  # a field called `type` is taken for the typ
 html_theme = "pydata_sphinx_theme"
 html_title = "bridges"
 html_static_path = ["_static"]
-html_css_files = ["columns.css"]
-html_js_files = ["columns.js"]
+html_css_files = ["pages.css", "columns.css"]
+html_js_files = ["columns.js", "tables.js", "search.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses for a site that is read from a disk
@@ -46,7 +47,7 @@ html_show_search_summary = False  # it fetches pages, which a browser refuses fo
 html_sidebars = {page: [] for page in ("index", "start", "errors", "decisions", "guides/*")}
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
-    "secondary_sidebar_items": {page: ["page-toc"] for page in (*PAGES, "api/*")} | {"guides/*": []},
+    "secondary_sidebar_items": {page: ["page-toc"] for page in (*PAGES, "api/*")} | {"guides/*": [], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
     "show_prev_next": True,

@@ -1,8 +1,8 @@
 """Sphinx directives that show the migration guides: the same bytes that the tests execute, in columns side by side.
 
 - `{columns} TOPIC REGION [COLUMN …]`: one marked region of `examples/migration/in_<column>/TOPIC.py`, for each column that
-  has it, or for those that are named. Every line knows in which other columns of the row it does not occur, so that the
-  style sheet marks what differs between those shown.
+  has it, or for those that are named. Every word knows which other columns of the row lack it, so that what differs between
+  those shown is marked.
 - `{structures} TOPIC [COLUMN …]`: the variables of each column, one number the same weights, from `structures/TOPIC.json`.
 - `{guide} TOPIC REGION`: one region of `examples/migration/TOPIC.py`: plans, conversion, check.
 - `{files} TOPIC`: links to the files, whole.
@@ -12,13 +12,13 @@ A region that no file has is an error, so that a renamed one cannot leave a page
 
 from __future__ import annotations
 
-import difflib
 import html
 import json
 import pathlib
 import re
 import textwrap
 
+from differences import Piece, differing, rows
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -46,33 +46,13 @@ def region(file: pathlib.Path, name: str) -> str | None:
     return found and textwrap.dedent(found[1]).strip("\n") + "\n"
 
 
-def differing(columns: dict[str, str]) -> dict[str, list[list[str]]]:
-    """Returns, for each line of each column, the other columns that do not have that line at a corresponding place.
-
-    >>> differing({"a": "x = 1\\ny = 2\\n", "b": "x = 1\\ny = 3\\n"})
-    {'a': [[], ['b']], 'b': [[], ['a']]}
-    """
-    lines = {name: text.splitlines() for name, text in columns.items()}
-    lacking: dict[str, list[list[str]]] = {name: [[] for _ in found] for name, found in lines.items()}
-    for name, mine in lines.items():
-        for other, theirs in lines.items():
-            kept: set[int] = set()
-            texts = [[line.strip() for line in each] for each in (mine, theirs)]
-            matcher = difflib.SequenceMatcher(None, *texts, autojunk=False)
-            for block in matcher.get_matching_blocks():
-                kept.update(range(block.a, block.a + block.size))
-            for number, line in enumerate(mine):
-                if number not in kept and line.strip():
-                    lacking[name][number].append(other)
-    return lacking
-
-
 class columns(nodes.Element, nodes.General):
     """Holds a `column` for each framework."""
 
 
 class column(nodes.Element, nodes.General):
-    """One column: its `name`, the code, the `language`, and for each line the columns that lack it."""
+    """One column: its `name`, `rows` of lines, each line pieces of text with the columns that lack them, and the
+    signs behind which a long line `breaks`."""
 
 
 class Columns(SphinxDirective):
@@ -93,7 +73,7 @@ class Columns(SphinxDirective):
         if not found or not set(named) <= set(found):
             lacking = ", ".join(key for key in named or COLUMNS if key not in found)
             raise self.error(f"no region {name!r} in the guide {topic!r} in {lacking}")
-        return [_columns(found, "python")]
+        return [_columns(rows(found))]
 
 
 class Structures(SphinxDirective):
@@ -109,8 +89,7 @@ class Structures(SphinxDirective):
         lines = json.loads(file.read_text("utf-8"))
         if lacking := [key for key in named if key not in lines]:
             raise self.error(f"the guide {topic!r} has no variables of {', '.join(lacking)}")
-        found = {key: "\n".join(lines[key]) + "\n" for key in named or lines}
-        return [_columns(found, "python", mark=False)]
+        return [_columns({key: [[line] for line in lines[key]] for key in named or lines}, "structures")]
 
 
 class Program(SphinxDirective):
@@ -148,16 +127,26 @@ class Files(SphinxDirective):
         return [line]
 
 
-def _columns(found: dict[str, str], language: str, mark: bool = True) -> columns:
-    lacking = differing(found) if mark else {}
-    node = columns()
-    for key, text in found.items():
-        node += column(name=key, code=text, language=language, lacking=lacking.get(key))
+def _columns(found: dict[str, list[list[str]]], kind: str = "") -> columns:
+    """Returns the node of columns, each given as rows of lines; those of a `kind` of their own are not compared."""
+    node = columns(kind=kind)
+    parts = (
+        [differing(dict(zip(found, row, strict=True))) for row in zip(*found.values(), strict=True)] if not kind else []
+    )
+    for key, lines in found.items():
+        plain: list[list[list[Piece]]] = [[[(line, frozenset())] for line in row] for row in lines]
+        node += column(
+            name=key,
+            rows=[row[key] for row in parts] or plain,
+            others=[other for other in found if other != key],
+            breaks="" if kind else "([{",
+        )
     return node
 
 
 def visit_columns(self, node: columns) -> None:
-    self.body.append(f'<div class="columns count-{len(node.children)}">\n')
+    count, length = len(node.children), len(node.children[0]["rows"])
+    self.body.append(f'<div class="columns count-{count} {node["kind"]}" style="--rows: {length}">\n')
 
 
 def depart_columns(self, node: columns) -> None:
@@ -165,19 +154,51 @@ def depart_columns(self, node: columns) -> None:
 
 
 def visit_column(self, node: column) -> None:
-    made = self.highlighter.highlight_block(node["code"], node["language"], location=node)
-    before, lines, after = re.fullmatch(r"(.*<pre>(?:<span></span>)?)(.*?)\n*(</pre>.*)", made, re.DOTALL).groups()
-    lines = lines.split("\n")
-    lacking = node["lacking"] or [[] for _ in lines]
-    marked = [
-        f'<span class="{" ".join(["line", *(f"not-{other}" for other in others)])}">{line}\n</span>'
-        for line, others in zip(lines, lacking, strict=True)
-    ]
-    name = node["name"]
+    text = "".join("".join(text for text, _ in line) + "\n" for row in node["rows"] for line in row)
+    made = self.highlighter.highlight_block(text, "python", opts={"stripnl": False}, location=node)
+    before, lines, after = re.fullmatch(r"(.*<pre>)(?:<span></span>)?(.*?)\n?(</pre>.*)", made, re.DOTALL).groups()
+    coloured = iter(lines.split("\n"))
+    name, others, body = node["name"], node["others"], ""
+    for row in node["rows"]:
+        body += '<span class="chunk">'
+        for pieces in row:
+            whole = frozenset.intersection(*[lacking for text, lacking in pieces if text.strip()] or [frozenset()])
+            indent = len(pieces[0][0]) - len(pieces[0][0].lstrip()) if pieces else 0
+            classes = _lacking("line" if pieces and pieces[0][0] else "line none", whole, others)
+            marks = [
+                (text, _lacking("word", lacking - whole, others) if lacking - whole else "") for text, lacking in pieces
+            ]
+            line = _marked(next(coloured), marks, node["breaks"])
+            body += f'<span class="{classes}" style="--indent: {indent}">{line}\n</span>'
+        body += "</span>"
     self.body.append(
         f'<div class="column column-{name}" data-column="{name}"><p class="column-title">{html.escape(COLUMNS[name])}</p>\n'
-        f'<div class="highlight-{node["language"]} notranslate">{before}{"".join(marked)}{after}</div>\n'
+        f'<div class="highlight-python notranslate">{before}{body}{after}</div>\n'
     )
+
+
+def _lacking(kind: str, lacking: frozenset[str], others: list[str]) -> str:
+    """Returns the classes of a line or word that some columns lack, in the order of columns."""
+    return " ".join([kind, *(f"not-{other}" for other in others if other in lacking)])
+
+
+def _marked(line: str, marks: list[tuple[str, str]], breaks: str) -> str:
+    """Returns a line of HTML with spans around pieces of its text that have classes, inside of the spans it has.
+
+    It may go on below itself behind the signs in `breaks`, as behind a space.
+
+    >>> _marked('<b>f</b>(<i>bc</i>)', [("f(b", ""), ("c", "word"), (")", "")], "(")
+    '<b>f</b>(<wbr><i>b<span class="word">c</span></i>)'
+    """
+    classes = iter([each for text, each in marks for _ in text])
+    made, open_ = "", ""
+    for tag, sign in re.findall(r"(<[^>]*>)|(&[^;]*;|.)", line):
+        wanted = next(classes) if sign else ""
+        if wanted != open_:
+            made += "</span>" * bool(open_) + (f'<span class="{wanted}">' if wanted else "")
+            open_ = wanted
+        made += tag or (f"{sign}<wbr>" if sign and sign in breaks else sign)
+    return made + "</span>" * bool(open_)
 
 
 def depart_column(self, node: column) -> None:

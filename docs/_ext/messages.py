@@ -1,13 +1,14 @@
 """The `{messages} ERROR` directive: every message that the packages raise an error with, read from their sources.
 
 A message is found by the `raise` that has it; what it says of the case at hand is `…`. So the page of errors has all of
-them, as they are, and the site's search finds an error by its text.
+them, as they are, and the site's search finds an error by its text (`docs/_static/search.js`).
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import json
 import pathlib
 import re
 
@@ -36,7 +37,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def _tidy(text: str) -> str:
-    return re.sub(r"…(?:[\s…]*…)+", "…", re.sub(r"\s+", " ", text)).strip()
+    return re.sub(r"…(?:[\s….,]*…)+", "…", re.sub(r"\s+", " ", text)).strip()
 
 
 @functools.cache
@@ -63,10 +64,32 @@ class Messages(SphinxDirective):
         texts = messages().get(name)
         if not texts:
             raise self.error(f"nothing raises {name} with a message of its own")
-        items = (nodes.list_item("", nodes.paragraph("", text)) for text in texts)
+        items = (nodes.list_item("", self._shown(text)) for text in texts)
         return [nodes.paragraph("", "Its messages:"), nodes.bullet_list("", *items, classes=["messages"])]
+
+    @staticmethod
+    def _shown(text: str) -> nodes.paragraph:
+        """Returns a message with its quotes as they are, and what depends on the case set off."""
+        shown = nodes.paragraph("", support_smartquotes=False)
+        for part in re.split("(…)", text):
+            shown += nodes.inline("", part, classes=["of-the-case"]) if part == "…" else nodes.Text(part)
+        return shown
+
+
+def write_for_search(app: Sphinx) -> None:
+    """Writes the messages where search.js finds them; only the page of the search loads them."""
+    file = pathlib.Path(app.outdir) / "_static" / "messages.js"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"const errorMessages = {json.dumps(messages(), ensure_ascii=False)};\n", "utf-8")
+
+
+def load_for_search(app: Sphinx, page: str, *_: object) -> None:
+    if page == "search":
+        app.add_js_file("messages.js")
 
 
 def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("messages", Messages)
+    app.connect("builder-inited", write_for_search)
+    app.connect("html-page-context", load_for_search)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-// Lets a reader choose which columns a guide shows, and keeps which are hidden. Without it all of them are shown.
+// Lets a reader choose which columns a guide shows, keeps which are hidden, and marks what differs between those shown.
 document.addEventListener("DOMContentLoaded", () => {
   const all = [...new Set([...document.querySelectorAll(".column")].map((c) => c.dataset.column))];
   if (!all.length) return;
@@ -28,19 +28,25 @@ document.addEventListener("DOMContentLoaded", () => {
     form.append(label);
   }
   const note = document.createElement("span");
-  note.textContent = "Marked: lines that a column shown does not have.";
+  note.innerHTML = 'Marked: <span class="word differs">what</span> differs from the first column shown, and in that one what no other has.';
   form.append(note);
   document.querySelector(".bd-article h1").after(form);
 
+  // A word or line has a class `not-NAME` for each column that lacks it.
   const show = () => {
-    document.body.dataset.columns = shown.join(" ");
     for (const columns of document.querySelectorAll(".columns")) {
-      let count = 0;
+      const here = [];
       for (const column of columns.querySelectorAll(".column")) {
         column.hidden = !shown.includes(column.dataset.column);
-        count += !column.hidden;
+        if (!column.hidden) here.push(column);
       }
-      columns.style.setProperty("--shown", Math.max(count, 1));
+      columns.style.setProperty("--shown", Math.max(here.length, 1));
+      const names = here.map((column) => column.dataset.column);
+      for (const [number, column] of here.entries()) {
+        const lacking = number ? names.slice(0, 1) : names.slice(1);
+        for (const part of column.querySelectorAll("[class*='not-']"))
+          part.classList.toggle("differs", lacking.length > 0 && lacking.every((name) => part.classList.contains(`not-${name}`)));
+      }
     }
   };
   form.addEventListener("change", (event) => {

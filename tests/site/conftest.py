@@ -59,8 +59,7 @@ def browser(site, tmp_path_factory):
         context.close()
 
 
-@pytest.fixture
-def page(browser):
+def new_page(browser):
     """A fresh page, wide; `page.problems` lists what went wrong in it: errors of scripts, of the console, of requests."""
     page = browser.new_page()
     page.problems = []
@@ -71,5 +70,11 @@ def page(browser):
         "request",
         lambda request: None if request.url.startswith(("file:", "data:")) else page.problems.append(request.url),
     )
+    return page
+
+
+@pytest.fixture
+def page(browser):
+    page = new_page(browser)
     yield page
     page.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
+import re
+import urllib.parse
 
 import pytest
 
 import bridges
-from tests.site.conftest import NARROW, WIDE
+from tests.site.conftest import NARROW, WIDE, new_page
 
 FOLDER = pathlib.Path(os.environ.get("BRIDGES_SITE") or "unbuilt")
 PAGES = sorted(
@@ -47,75 +50,143 @@ CONTRAST = """() => {
   return [...found].map(String); }"""
 
 
+# Text that lies beyond the edge of the page, and in nothing that scrolls.
+CUT = """() => {
+  const scrolls = (e) => e.tagName !== 'MAIN' && e.scrollWidth > e.clientWidth
+    && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+  const reachable = (e) => { for (let p = e.parentElement; p; p = p.parentElement) if (scrolls(p)) return true;
+    return false; };
+  return [...document.querySelectorAll('.bd-article :is(p, li, td, th, dt, h1, h2, h3, h4, code, .line)')]
+    .filter(e => { const box = e.getBoundingClientRect(); return box.width && box.right > innerWidth + 1 && !reachable(e); })
+    .map(e => e.textContent.slice(0, 60)); }"""
+
+# Tables of which one sees the last column by scrolling only.
+WIDE_TABLES = """() => [...document.querySelectorAll('.pst-scrollable-table-container')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+
+# For each row of columns: the box of each column, whether its code is cut off, and the tops of its chunks.
+BOXES = """() => [...document.querySelectorAll('.columns')].map(row => [...row.querySelectorAll('.column')].map(column => {
+    const {x, y, width, height} = column.getBoundingClientRect(), pre = column.querySelector('pre');
+    const tops = [...column.querySelectorAll('.chunk')].map(chunk => chunk.getBoundingClientRect().y);
+    return {x, y, width, height, tops, cut: pre.scrollWidth > pre.clientWidth}; }))"""
+
+
 def open_page(page, site, name, size=WIDE):
     page.set_viewport_size(size)
     page.goto(f"{(site / name).as_uri()}")
     page.wait_for_function("document.readyState === 'complete'")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_and_its_links_lead_somewhere(page, site, name):
-    open_page(page, site, name)
-    assert page.problems == []
-    ids = {}
-    for link in page.evaluate(LINKS):
+@pytest.fixture(scope="module", params=PAGES)
+def seen(request, browser, site):
+    """A page as it looks on a desk and on a phone, in both themes, loaded once."""
+    page = new_page(browser)
+    page.emulate_media(color_scheme="light")
+    open_page(page, site, request.param)
+    found = {"name": request.param, "links": page.evaluate(LINKS), "wide": page.evaluate(BOXES)}
+    page.add_style_tag(content="* { transition: none !important }")  # colours as they will be
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+        found[scheme] = page.evaluate(CONTRAST)
+    found["beside"] = page.evaluate(WIDE_TABLES)
+    page.set_viewport_size(NARROW)
+    found["narrow"] = page.evaluate(BOXES)
+    found["width"] = page.evaluate("document.documentElement.scrollWidth")
+    found["cut"] = page.evaluate(CUT)
+    found["hidden"] = page.evaluate(WIDE_TABLES)
+    found["problems"] = page.problems
+    page.close()
+    return found
+
+
+@functools.cache
+def anchors(file):
+    return set(re.findall(r' id="([^"]*)"', file.read_text("utf-8")))
+
+
+def test_a_page_loads_and_its_links_lead_somewhere(seen):
+    assert seen["problems"] == []
+    for link in seen["links"]:
         target, _, anchor = link.removeprefix("file://").partition("#")
-        file = pathlib.Path(target.partition("?")[0])
-        assert file.exists(), f"{name} links to {target}"
+        file = pathlib.Path(urllib.parse.unquote(target.partition("?")[0]))
+        assert file.exists(), f"{seen['name']} links to {target}"
         if anchor and file.suffix == ".html":
-            text = ids.setdefault(file, file.read_text("utf-8"))
-            assert f'id="{anchor}"' in text, f"{name} links to #{anchor} of {file.name}"
+            assert urllib.parse.unquote(anchor) in anchors(file), f"{seen['name']} links to #{anchor} of {file.name}"
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_phone(page, site, name):
-    open_page(page, site, name, NARROW)
-    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"], "the page scrolls sideways"
+def test_a_page_fits_a_phone(seen):
+    assert seen["width"] <= NARROW["width"], "the page scrolls sideways"
+    assert seen["cut"] == [], "text beyond the edge"
+    assert seen["hidden"] == [], "columns of a table beyond the edge"
+
+
+def test_tables_fit_a_desk(seen):
+    assert seen["beside"] == [], "columns of a table beyond the edge"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_text_is_legible(page, site, name, scheme):
-    page.emulate_media(color_scheme=scheme)
-    open_page(page, site, name)
-    page.add_style_tag(content="* { transition: none !important }")  # colours as they will be
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    assert page.evaluate(CONTRAST) == []
+def test_text_is_legible(seen, scheme):
+    assert seen[scheme] == []
 
 
-@pytest.mark.parametrize("name", GUIDES)
-def test_columns_line_up_and_stack(page, site, name):
-    open_page(page, site, name)
-    rows = page.locator(".columns")
-    assert rows.count() > 0
-    assert page.locator("div.highlight", has_text="def prove(proof").count() == 1, "and the check is on the page"
-    for number in range(rows.count()):
-        boxes = [column.bounding_box() for column in rows.nth(number).locator(".column").all()]
+@pytest.mark.parametrize("seen", GUIDES, indirect=True)
+def test_columns_line_up_and_stack(seen):
+    assert seen["wide"]
+    for boxes in seen["wide"]:
         assert len({box["y"] for box in boxes}) == 1, "columns begin at one height"
         assert len({round(box["height"]) for box in boxes}) == 1, "and end at one"
         assert max(box["width"] for box in boxes) - min(box["width"] for box in boxes) < 1
         assert all(a["x"] + a["width"] <= b["x"] for a, b in itertools.pairwise(boxes)), "side by side"
-    page.set_viewport_size(NARROW)
-    for number in range(rows.count()):
-        boxes = [column.bounding_box() for column in rows.nth(number).locator(".column").all()]
+        assert len({tuple(map(round, box["tops"])) for box in boxes}) == 1, "what corresponds is at one height"
+        assert not any(box["cut"] for box in boxes), "and all of it can be seen"
+    for boxes in seen["narrow"]:
         assert all(a["y"] + a["height"] <= b["y"] for a, b in itertools.pairwise(boxes)), "one below another"
-        assert all(box["x"] + box["width"] <= NARROW["width"] for box in boxes)
+        assert all(box["x"] + box["width"] <= NARROW["width"] and not box["cut"] for box in boxes)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_check_is_on_the_page(site, name):
+    text = re.sub("<.*?>", "", (site / name).read_text("utf-8"))
+    assert text.count("def prove(proof") == 1
+
+
+MARKED = """column => [...document.querySelectorAll(`.column-${column}:not([hidden]) .differs`)]
+    .map(e => e.textContent.trim())"""
 
 
 def test_differences_are_marked_and_columns_chosen(page, site):
     open_page(page, site, "guides/basic.html")
-    line = page.locator(".column-haiku .line", has_text="return jax.nn.relu(x)").first
-    other = page.locator(".column-haiku .line", has_text="class Block(hk.Module)").first
-    background = "element => getComputedStyle(element).backgroundColor"
-    assert line.evaluate(background) == "rgba(0, 0, 0, 0)" != other.evaluate(background)
-    for name in ("linen", "core"):
+    marked = {name: page.evaluate(MARKED, name) for name in ("haiku", "linen", "nnx", "core")}
+    assert {"hk", "import haiku as hk", "super().__init__(name=name)"} <= {*marked["haiku"]}, "what no other has"
+    assert {"nn", "@nn.compact", "features: int"} <= {*marked["linen"]}, "what Haiku has not"
+    assert not any("return jax.nn.relu(x)" in text for found in marked.values() for text in found)
+    word = page.locator(".column-linen .word.differs").first
+    assert word.evaluate("element => getComputedStyle(element).backgroundColor") != "rgba(0, 0, 0, 0)"
+
+    for name in ("haiku", "core"):
         page.locator(f".choose-columns input[value={name}]").uncheck()
     visible = page.locator(".columns").first.locator(".column:visible")
-    assert [column.get_attribute("data-column") for column in visible.all()] == ["haiku", "nnx"]
+    assert [column.get_attribute("data-column") for column in visible.all()] == ["linen", "nnx"]
+    now = {name: page.evaluate(MARKED, name) for name in ("linen", "nnx")}
+    assert "features: int" in now["linen"], "against NNX"
+    assert "import jax.numpy as jnp" in now["linen"] and "import jax.numpy as jnp" not in marked["linen"]
+    tops = page.evaluate(BOXES)[0]
+    assert len({tuple(map(round, box["tops"])) for box in tops if box["width"]}) == 1, "lined up anew"
     page.reload()
     assert page.locator(".columns").first.locator(".column:visible").count() == 2, "the choice is kept"
-    for name in ("linen", "core"):
+    for name in ("haiku", "core"):
         page.locator(f".choose-columns input[value={name}]").check()
+    assert page.evaluate(MARKED, "linen") == marked["linen"]
+
+
+def test_the_same_weights_have_one_number(page, site):
+    open_page(page, site, "guides/batch_norm.html")
+    assert len({tuple(map(round, box["tops"])) for box in page.evaluate(BOXES)[-1]}) == 1
+    numbers = "e => getComputedStyle(e, '::before').content"
+    lines = page.locator(".structures .column-linen .line")
+    assert lines.nth(6).evaluate(numbers).startswith("counter") and lines.nth(7).evaluate(numbers) == "none"
+    assert lines.nth(7).text_content().strip() == "", "Linen has no counter"
 
 
 @pytest.mark.parametrize("name", ["guides/basic.html", "start.html", "mapping.html"])
@@ -147,8 +218,21 @@ def test_search_finds(page, site, word):
     assert all(word.lower() in file.read_text("utf-8").lower() for file in search(page, site, word))
 
 
-def test_the_words_of_an_error_find_what_it_means(page, site):
-    assert "errors.html" in [file.name for file in search(page, site, "outside of a running context")]
+@pytest.mark.parametrize("layer", ["hk.GRU", "nn.ConvLSTMCell", "nnx.MultiHeadAttention", "hk.nets.VectorQuantizerEMA"])
+def test_search_finds_a_layer_by_the_name_that_code_has(page, site, layer):
+    assert "layers.html" in [file.name for file in search(page, site, layer)]
+
+
+def test_an_error_s_text_finds_what_it_means(page, site):
+    with pytest.raises(bridges.BridgeError) as err:
+        bridges.pure(lambda: bridges.get("net/encoder/w"))({})
+    first = search(page, site, str(err.value))[0]
+    section = page.locator("#search-results li a").first.evaluate("a => a.hash")
+    assert (first.name, section) == ("errors.html", f"#{type(err.value).__name__.lower()}"), (
+        "with what it says of a case"
+    )
+    assert search(page, site, "outside of a running context")[0].name == "errors.html"
+    assert page.locator("#search-results li a").first.evaluate("a => a.hash") == "#contexterror", "a part of it"
 
 
 def test_every_public_name_has_an_entry(site):
