@@ -106,15 +106,18 @@ def statistics():
 def keys():
     key = jax.random.key(0)
     for column in (haiku, nnx):  # one key after the other, in the order in which layers are made
-        assert (column.kernel_of_a(key, "ab") == column.kernel_of_a(key, "ac")).all()
-        assert (column.kernel_of_a(key, "ab") != column.kernel_of_a(key, "ba")).all()
+        a = column.kernel(key, "ab", of="a")
+        assert (a != column.kernel(key, "ba", of="a")).all()
+        assert (a == column.kernel(key, "ba", of="b")).all()
     for column in (linen, core):  # folded with the layer's path
-        assert (column.kernel_of_a(key, "ab") == column.kernel_of_a(key, "ba")).all()
+        a = column.kernel(key, "ab", of="a")
+        assert (a == column.kernel(key, "ba", of="a")).all()
+        assert (a != column.kernel(key, "ba", of="b")).all()
 
     drawn = jax.random.truncated_normal(jax.random.split(key)[1], -2, 2, (32, 32))
-    assert difference(drawn / 32**0.5, haiku.kernel_of_a(key, "a")) < 1e-6
+    assert difference(drawn / 32**0.5, haiku.kernel(key, "a", of="a")) < 1e-6
     drawn = jax.random.truncated_normal(jax.random.fold_in(key, 0), -2, 2, (32, 32))
-    assert difference(drawn / 32**0.5 / CUT, nnx.kernel_of_a(key, "a")) < 1e-6
+    assert difference(drawn / 32**0.5 / CUT, nnx.kernel(key, "a", of="a")) < 1e-6
 
 
 # endregion

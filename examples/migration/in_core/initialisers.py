@@ -45,10 +45,10 @@ class Layers(br.Module):
         return [part(x) for part in self.parts]
 
 
-def kernel_of_a(key, names):
+def kernel(key, names, of):
     layers = Layers(names=tuple(names))
     state = br.init(layers)({}, jnp.ones((1, 32)), seed=key)
-    return state["layers/a/params/kernel"]
+    return state[f"layers/{of}/params/kernel"]
 
 
 # endregion

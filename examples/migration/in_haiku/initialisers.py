@@ -30,12 +30,12 @@ def create(seed):
 
 
 # region keys
-def kernel_of_a(key, names):
+def kernel(key, names, of):
     def layers(x):
         return [hk.Linear(32, name=name)(x) for name in names]
 
     params = hk.transform(layers).init(key, jnp.ones((1, 32)))
-    return params["a"]["w"]
+    return params[of]["w"]
 
 
 # endregion

@@ -38,9 +38,9 @@ class Layers(nn.Module):
         return [nn.Dense(32, name=name)(x) for name in self.names]
 
 
-def kernel_of_a(key, names):
+def kernel(key, names, of):
     variables = Layers(tuple(names)).init(key, jnp.ones((1, 32)))
-    return variables["params"]["a"]["kernel"]
+    return variables["params"][of]["kernel"]
 
 
 # endregion

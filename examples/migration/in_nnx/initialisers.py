@@ -29,10 +29,10 @@ def create(seed):
 
 
 # region keys
-def kernel_of_a(key, names):
+def kernel(key, names, of):
     rngs = nnx.Rngs(key)
     layers = {name: nnx.Linear(32, 32, rngs=rngs) for name in names}
-    return layers["a"].kernel[...]
+    return layers[of].kernel[...]
 
 
 # endregion
