@@ -81,6 +81,8 @@ def test_what_proves_nothing_is_a_failure(runner):
     for wanted, found in [(ones, ones + 1e-5), (ones, ones[:2]), (0 * ones, 0 * ones), (ones, ones * np.nan), ([], [])]:
         assert proofs.difference(wanted, found) > proofs.TOLERANCE
     assert proofs.difference(ones, ones) == 0
+    (faint, zero), tiny = proofs.clear({"a": ones, "b": 1e-7 * ones}).values(), {"a": ones, "b": 1e-5 * ones}
+    assert (faint == ones).all() and not zero.any() and proofs.clear(tiny)["b"].any()
     proof = proofs.Proof("names")
     proof.equal("entries", {"a": ones}, {"b": ones}, column="linen")
     assert proof.failures
