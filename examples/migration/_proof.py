@@ -67,7 +67,7 @@ def clear(gradient: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the gradients, with zeros for arrays of nothing but rounding.
 
     What no output depends on has a gradient of zero only in exact arithmetic: the bias of attention's keys adds
-    one number to all that the softmax normalises. An array that is rounding at one end and not at the other is a difference still.
+    one number to all that the softmax normalises. An array that is rounding at one end only is a difference still.
     """
     largest = max(float(np.max(np.abs(value), initial=0)) for value in gradient.values())
     return {
