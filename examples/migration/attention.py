@@ -34,6 +34,24 @@ dst = "transformer/block/{layer}/params/{leaf:path}"
 """).plan(in_linen, core.state)
 # endregion
 
+# region alone
+x = jax.random.normal(jax.random.key(2), (2, 6, 12))
+padding = jnp.array([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], bool)  # the second sequence is padded on the left
+mask = jnp.tril(jnp.ones((6, 6), bool)) & padding[:, None, None]  # [batch, 1, T, T]
+
+haiku_attention = hk.without_apply_rng(
+    hk.transform(
+        lambda x, mask: hk.MultiHeadAttention(2, 6, w_init=hk.initializers.Constant(0), name="a")(x, x, x, mask)
+    )
+)
+linen_attention = nn.MultiHeadDotProductAttention(2)
+nnx_attention = flax_nnx.MultiHeadAttention(2, 12, decode=False, rngs=flax_nnx.Rngs(0))
+
+alone = haiku_adapter.spec(haiku_attention, x, mask)
+alone_in_linen = br.conventions("haiku", "linen").plan(alone, linen_adapter.spec(linen_attention, x))
+alone_in_nnx = br.conventions("haiku", "nnx").plan(alone, nnx_adapter.spec(nnx_attention, x))
+# endregion
+
 # region defaults
 defaults = linen.model.clone(norm=nn.LayerNorm)
 with_defaults = linen_adapter.spec(defaults, tokens)
@@ -52,24 +70,6 @@ extends = ["conventions:haiku->linen"]
 "{m:module}" = ["epsilon", "fast_variance"]
 """).plan(in_haiku, with_defaults)
 assert accepted.verdict == "not exact"
-# endregion
-
-# region alone
-x = jax.random.normal(jax.random.key(2), (2, 6, 12))
-padding = jnp.array([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], bool)  # the second sequence is padded on the left
-mask = jnp.tril(jnp.ones((6, 6), bool)) & padding[:, None, None]  # [batch, 1, T, T]
-
-haiku_attention = hk.without_apply_rng(
-    hk.transform(
-        lambda x, mask: hk.MultiHeadAttention(2, 6, w_init=hk.initializers.Constant(0), name="a")(x, x, x, mask)
-    )
-)
-linen_attention = nn.MultiHeadDotProductAttention(2)
-nnx_attention = flax_nnx.MultiHeadAttention(2, 12, decode=False, rngs=flax_nnx.Rngs(0))
-
-alone = haiku_adapter.spec(haiku_attention, x, mask)
-alone_in_linen = br.conventions("haiku", "linen").plan(alone, linen_adapter.spec(linen_attention, x))
-alone_in_nnx = br.conventions("haiku", "nnx").plan(alone, nnx_adapter.spec(nnx_attention, x))
 # endregion
 
 # region heads
