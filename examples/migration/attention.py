@@ -145,7 +145,7 @@ def go_on_in_nnx(params, cache, tokens, start):
 
 # region check
 def prove(proof: Proof) -> None:
-    params = randomised(haiku.params)
+    params = randomised(haiku.params, seed=7)  # one of those where the terms of the queries' gradients cancel least
     entries = haiku_adapter.flatten(params)
     proof.start("haiku", entries, lambda e: haiku.predict(haiku_adapter.unflatten(e)[0], tokens))
     in_linen = proof.moved("linen", to_linen, lambda e: linen.predict(linen_adapter.unflatten(e)["params"], tokens))
