@@ -1,7 +1,11 @@
 """Random streams: noise, dropout, and runs that can be repeated."""
 
+import pathlib
+import tempfile
+
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 from _proof import Proof, randomised, show
 from flax import nnx as flax_nnx
 from flax.nnx import bridge as flax_bridge
@@ -11,6 +15,7 @@ from in_linen import rng as linen
 from in_nnx import rng as nnx
 
 import bridges as br
+import converters
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
 
 x = haiku.x
@@ -57,6 +62,20 @@ into_core = br.Mapping.loads("""
 src = "{entry:path}"
 dst = "denoiser/{entry:path}"
 """).plan(in_nnx, br.init(hosted_nnx)({}, x, training=False, seed=0))
+# endregion
+
+
+# region file
+def through_a_file(model, folder):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "old", flax_nnx.state(model))
+    converters.convert(folder / "old", folder / "new", src_model=nnx.create, dst_model=nnx.create, inputs=(x, False))
+    other = nnx.create()
+    with ocp.StandardCheckpointer() as checkpointer:
+        flax_nnx.update(other, checkpointer.restore(folder / "new", flax_nnx.state(other)))
+    return other
+
+
 # endregion
 
 
@@ -153,9 +172,12 @@ def prove(proof: Proof) -> None:
     nnx.run(model, x, 2)
     entries, other = nnx_adapter.flatten(model), nnx.create()
     flax_nnx.update(other, nnx_adapter.unflatten(between.forward(entries), other))
+    with tempfile.TemporaryDirectory() as folder:
+        read = through_a_file(model, pathlib.Path(folder))
     state, found = br.pure(hosted_nnx)(into_core.forward(entries), x, training=True)
     wanted = model(x, training=True)
     proof.equal("the next masks", wanted, other(x, training=True), column="nnx", allowed=0.0)
+    proof.equal("the next masks, from a file", wanted, read(x, training=True), column="nnx", allowed=0.0)
     proof.equal("the next masks", wanted, found, column="core", allowed=0.0)
     assert state["denoiser/RngCount/noise/count"] == model.noise.count[...] == 3
 

@@ -147,7 +147,7 @@ def on_four_devices(folder):
     subprocess.run(
         [sys.executable, "-c", program, folder],
         cwd=pathlib.Path(__file__).parent,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},  # before JAX starts
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         check=True,
     )
     return linen_adapter.flatten(converters.load(f"{folder}/trained.npz"))

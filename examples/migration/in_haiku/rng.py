@@ -76,6 +76,15 @@ assert straight == resumed
 # endregion
 
 
+# region sequence
+keys = hk.PRNGSequence(7)  # in place of a key and a number
+_, loss = train_step(params, 0, x, next(keys))
+saved_keys = keys.internal_state  # with the parameters, into a file
+following = next(keys)
+assert (next(hk.PRNGSequence(saved_keys)) == following).all()
+# endregion
+
+
 # region drawn
 @hk.transform
 def two_keys():

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 kernel_init = nnx.initializers.lecun_normal()
 named = nnx.with_partitioning
@@ -50,7 +51,11 @@ rules = (("embed", None), ("heads", "model"), ("kv", None))
 # region names
 with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
     abstract = nnx.eval_shape(create)
-assert abstract.heads.kernel.out_sharding == ("embed", "heads", "kv")
+    specs = nnx.get_partition_spec(nnx.state(abstract))
+kernel = abstract.heads.kernel
+assert kernel.out_sharding == ("embed", "heads", "kv")
+spec = specs["heads"]["kernel"].get_value()
+assert spec == P(None, "model", None)
 # endregion
 
 # region place
