@@ -165,8 +165,8 @@ class Model:
             given = [shown(x) for x in args] + [f"{name}={shown(x)}" for name, x in kwargs.items()]
             raise ModelError(
                 f"{self.name} ({self.framework}) raises, with the inputs ({', '.join(given)}):\n{type(err).__name__}: {err}"
-                "\nBoth models get the same inputs, in order (--input 'float32[1,8]', inputs=) or by name (--input"
-                " is_training=false, kwargs=); a model that takes others is named by a function around it."
+                "\nBoth models get the same inputs, in order (--input 'float32[1,8]' --input false, inputs=) or by name"
+                " (--input is_training=false, kwargs=); a model that takes others is named by a function around it."
             ) from err
 
 

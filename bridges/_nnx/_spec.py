@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,11 +92,15 @@ def spec(model: Any, *args: Any, **kwargs: Any) -> Spec:
     fixed = {
         path: x for path, x in entries.items() if not issubclass(kind_type(entries.kind(path) or Variable), RngState)
     }
-    used = _uses(template.flagged((("train", False),)), args, kwargs) if _inputs(args, kwargs) else {}
-    return Spec(entries, "nnx", layers, native, stacks_of(fixed, shapes, layers), uses=used)
+    why: list[str] = []
+    given = _inputs(args, kwargs)
+    used = _uses(template.flagged((("train", False),)), args, kwargs, why.append) if given else {}
+    return Spec(entries, "nnx", layers, native, stacks_of(fixed, shapes, layers), uses=used, unrun="".join(why))
 
 
-def _uses(template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Use]:
+def _uses(
+    template: Template, args: tuple[Any, ...], kwargs: dict[str, Any], failed: Callable[[str], Any]
+) -> dict[str, Use]:
     """Returns the uses of the entries of a module that is called with these inputs, in evaluation mode."""
     leaves, treedef = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
@@ -104,4 +109,4 @@ def _uses(template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         given, named = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
         return template.build(entries)[0](*given, **named)
 
-    return uses(run, template.entries, arrays)
+    return uses(run, template.entries, arrays, failed)

@@ -107,6 +107,7 @@ class Spec:
         stacks, or nothing was known of them.
       called: Module paths in the order in which the model first calls them, as far as it was run to find out.
       uses: Entry -> its first use together with the model's inputs, as far as the model was run to find out.
+      unrun: What the model raised when it was to be run to find out `uses`; it does not take these inputs.
       native: The framework's own variable tree with `jax.ShapeDtypeStruct` leaves; a `like` for `unflatten`.
     """
 
@@ -139,6 +140,7 @@ class Spec:
         return "\n".join([f"{self.framework}: {len(self.entries)} entries", *lines])
 
     uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
+    unrun: str = ""
 
     @classmethod
     def of(cls, entries: Mapping[str, Any] | Spec, framework: str = "flat") -> Spec:

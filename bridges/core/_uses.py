@@ -20,11 +20,14 @@ class Use:
 
     Attributes:
       rank: Its place among all uses.
-      after: Bit n is set if what it is used on depends on the n-th entry.
+      own: The number of the entry's own bit in `after`. It is kept here, since entries change their order: a file has them
+        in another one than the model that was traced.
+      after: The bits of those entries are set that what it is used on depends on.
       backwards: Whether a `jax.lax.scan` reads its slices from the last to the first.
     """
 
     rank: int
+    own: int
     after: int = 0
     backwards: bool = False
 
@@ -42,7 +45,12 @@ class _Value:
     latent: bool = True
 
 
-def uses(run: Callable[[dict[str, Any], Any], Any], entries: Mapping[str, Any], inputs: Any) -> dict[str, Use]:
+def uses(
+    run: Callable[[dict[str, Any], Any], Any],
+    entries: Mapping[str, Any],
+    inputs: Any,
+    failed: Callable[[str], Any] = lambda why: None,
+) -> dict[str, Use]:
     """Returns the uses of a model's entries by path; an entry that is not used together with an input has none.
 
     None at all, if the model does not run on these inputs: nothing is then known of the order. It is evidence, not a check.
@@ -51,26 +59,29 @@ def uses(run: Callable[[dict[str, Any], Any], Any], entries: Mapping[str, Any], 
       run: Runs the model on traced entries by path and traced inputs, and returns its output.
       entries: The entries; arrays or `jax.ShapeDtypeStruct`.
       inputs: A tree of arrays or `jax.ShapeDtypeStruct`.
+      failed: Called with what the model raised, if it does not run.
 
     >>> import numpy as np
     >>> found = uses(lambda p, x: p['b'] @ (p['a'] @ x), {'a': np.ones((2, 2)), 'b': np.ones((2, 2))}, np.ones(2))
-    >>> found['a'].rank, found['b'].rank, found['a'].after, found['b'].after
-    (0, 1, 0, 1)
+    >>> found['a'].rank, found['b'].rank, found['a'].after, found['b'].after == 1 << found['a'].own
+    (0, 1, 0, True)
     """
     try:
         jaxpr = trace(run, dict(entries), inputs).closed.jaxpr
-    except Exception:  # the model's own: it may need arguments of training, or have no call at all
+    except Exception as err:  # the model's own: it may need arguments of training, or have no call at all
+        failed(f"{type(err).__name__}: {err}")
         return {}
     paths = sorted(entries)  # the order of leaves in a JAX tree of a dictionary
     bits = {path: n for n, path in enumerate(entries)}
     given = [_Value(1 << bits[path]) for path in paths]
     flow = _Flow()
     flow.run(jaxpr, given + [_Value(latent=False)] * (len(jaxpr.invars) - len(given)))
-    return {
-        path: Use(*flow.first[bit], backwards=bool(flow.backwards >> bit & 1))
-        for path, bit in bits.items()
-        if bit in flow.first
-    }
+    found = {}
+    for path, bit in bits.items():
+        if bit in flow.first:
+            rank, after = flow.first[bit]
+            found[path] = Use(rank, bit, after, bool(flow.backwards >> bit & 1))
+    return found
 
 
 class _Flow:

@@ -422,15 +422,13 @@ def _calls(called: Sequence[str], unrolled: Unrolled) -> dict[str, int]:
 
 def _flows(found: Mapping[str, Found], spec: Spec, unrolled: Unrolled) -> dict[str, Flow]:
     """Returns when each layer is first used, and on what; copies of a stack that is read backwards in that order."""
-    bits = {path: n for n, path in enumerate(spec.entries)} if spec.uses else {}
     flows = {}
     for module, layer in found.items():
         mask, after, ranks = 0, 0, []
-        for path in layer.leaves if bits else ():
+        for path in layer.leaves if spec.uses else ():
             copy = unrolled.copies.get(path)
-            own = copy.path if copy else path
-            mask |= 1 << bits[own]
-            if use := spec.uses.get(own):
+            if use := spec.uses.get(copy.path if copy else path):
+                mask |= 1 << use.own
                 after |= use.after
                 ranks.append((use.rank, -copy.number if copy and use.backwards else 0))
         if ranks:

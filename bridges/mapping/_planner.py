@@ -59,6 +59,7 @@ def _plan(draft: Draft) -> Plan:
             f"The mapping does not join these two ends: {count} problem{'s' * (count > 1)}.\n"
             + listing(problems, 100)
             + f"\n{_REMEDY}" * many
+            + "".join(map(_unrun, ("source", "target"), (draft.src, draft.dst)))
         )
     src, dst = (
         State({p: x for p, x in e.items() if p not in gone}, e.declared)
@@ -66,6 +67,16 @@ def _plan(draft: Draft) -> Plan:
     )
     placements, notes = tuple(_placements(draft)), tuple(draft.notes)
     return Plan(tuple(items), src, dst, placements, notes, tuple(kept[0]), tuple(kept[1]))
+
+
+def _unrun(end: str, spec: Spec) -> str:
+    """Returns why the flow of data in a model is not known, where inputs were given to find it."""
+    if not spec.unrun:
+        return ""
+    return (
+        f"\nIn which order the {end}'s model calls its layers is not known, since it does not take these inputs:"
+        f" {spec.unrun}. Give inputs that both models take: a function around the one that takes more (a flag)."
+    )
 
 
 def _unmatched(draft: Draft, layers: LayerMatcher) -> tuple[list[str], list[str]]:

@@ -59,7 +59,7 @@ def test_what_is_used_side_by_side_feeds_nothing():
 def test_what_is_done_to_variables_alone_is_no_use():
     """Fused kernels: both are used where their sum is."""
     found = uses(lambda p, x: jnp.tanh(x @ p["c"]) @ (p["a"] + p["b"]), {n: X for n in "abc"}, X)
-    assert found["a"] == found["b"] and found["a"].after == 0b100
+    assert found["a"].rank == found["b"].rank and found["a"].after == found["b"].after == 0b100
 
 
 @pytest.mark.parametrize("reverse", [False, True])

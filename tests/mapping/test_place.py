@@ -7,8 +7,9 @@ import haiku as hk
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from bridges import haiku_adapter, linen_adapter
+from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.core._errors import MappingError
 from bridges.mapping._place import place
 from bridges.param_mapping import Mapping, conventions
@@ -124,3 +125,53 @@ def test_a_model_that_nests_its_calls_is_not_taken_for_one_that_does_not():
         shipped.plan(haiku_adapter.spec(in_turn, x), there)
     said = Mapping.of(modules={"linear": "Dense_1", "linear_1": "Dense_0"}) | shipped
     assert said.plan(haiku_adapter.spec(in_turn, x), there).verdict == "exact"
+
+
+def test_the_flow_of_data_is_known_whatever_the_order_of_entries():
+    """Statistics come before parameters in the entries of an NNX model, and not where it is traced."""
+
+    def old(x):
+        x = hk.Linear(6, name="stem")(x)
+        skip = hk.Linear(6, False, name="skip")(x)
+        for n in ("z", "y"):
+            x = hk.Linear(6, name=f"dense_{n}")(x)
+            x = hk.BatchNorm(True, True, 0.99, name=f"norm_{n}")(x, False)
+        return hk.Linear(3, name="head")(x + skip)
+
+    class New(nnx.Module):
+        def __init__(self, rngs):
+            self.norms = nnx.List([nnx.BatchNorm(6, use_running_average=True, rngs=rngs) for _ in range(2)])
+            self.b, self.d = (nnx.Linear(6, 6, rngs=rngs) for _ in range(2))
+            self.short = nnx.Linear(6, 6, use_bias=False, rngs=rngs)
+            self.first, self.last = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.first(x)
+            return self.last(self.norms[0](self.b(self.norms[1](self.d(x)))) + self.short(x))
+
+    x = np.ones((2, 4), np.float32)
+    plan = conventions("haiku", "nnx").plan(haiku_adapter.spec(old, x), nnx_adapter.spec(New, x))
+    by_flow = {placement[:2] for placement in plan.placements if "flow" in placement[2]}
+    assert by_flow == {("dense_z", "d"), ("norm_z", "norms/1"), ("dense_y", "b"), ("norm_y", "norms/0")}
+
+
+def test_an_nnx_model_that_does_not_take_the_inputs_is_said():
+    """It is made without inputs, so that a plan may come about all the same; where it does not, this is why."""
+
+    def old(x, is_training):
+        return hk.Linear(4, name="z")(hk.Linear(4, name="y")(x))
+
+    class New(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = (nnx.Linear(4, 4, rngs=rngs) for _ in range(2))
+
+        def __call__(self, x):
+            return self.a(self.b(x))
+
+    x, shipped = np.ones((2, 4), np.float32), conventions("haiku", "nnx")
+    with pytest.raises(
+        MappingError, match=r"does not take these inputs: TypeError: .*New.__call__\(\) takes 2 positional"
+    ):
+        shipped.plan(haiku_adapter.spec(old, x, False), nnx_adapter.spec(New, x, False))
+    plan = shipped.plan(haiku_adapter.spec(lambda x: old(x, False), x), nnx_adapter.spec(New, x))
+    assert {placement[:2] for placement in plan.placements} == {("y", "b"), ("z", "a")}
