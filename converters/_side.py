@@ -142,7 +142,7 @@ def form_of(tree: Any, wanted: Iterable[str] | None, what: str, partly: bool = F
     known = set(wanted)
     best: list[str] | None = None
     below = {path.partition("/")[2]: path for path in known}  # NNX's own names, which have no collection
-    readings = (
+    readings: tuple[Callable[[str], str], ...] = (
         str,
         _collections,
         _opened,
