@@ -91,7 +91,7 @@ def test_messages_are_found_with_what_they_say_of_a_case_left_open(extension):
     assert len(found["MappingError"]) > 50 and "…" in found["MappingError"][0]
     for name, text in (
         ("SeedError", "… draws random numbers …, and no seed was given."),  # made by a function that returns it
-        ("FieldError", "… has no method ….…"),  # a function's text
+        ("FieldError", "… has no method …"),  # a function's text
         ("CheckpointError", "… is damaged: a scalar has the shape …."),  # a reason
         ("CheckpointError", "…: an opcode needs a mark that was not set"),  # a constant
         ("MappingError", "[modules] sends both … and … to …"),  # a problem among others
