@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "guides",
+    "case_study",
     "messages",
     "api",
     "docstrings",

@@ -16,6 +16,7 @@ RUN = {
     "docs/errors.md": ("tests/test_errors_page.py", None),
     "docs/files.md": ("tests/converters/test_files_page.py", None),
     "docs/guests.md": ("tests/nnx_side/test_guests_page.py", "tests/examples/test_haiku_resnet_in_nnx.py"),
+    "docs/guides/case_study.md": (None, "tests/examples/test_case_study.py"),
     "docs/infer.md": ("tests/infer/test_infer_page.py", None),
     "docs/mapping.md": ("tests/mapping/test_docs.py", None),
     "docs/nnx.md": ("tests/core/test_nnx_page.py", None),

@@ -53,13 +53,13 @@ def begin(folder: pathlib.Path, **config: Any) -> pathlib.Path:
 
 
 def resume(step: str, old: pathlib.Path, steps: int, **config: Any) -> tuple[list[float], list[float]]:
-    """Returns the losses of a step's program from the old checkpoint on; `<step>` beside it is where it leaves its own."""
+    """Returns the losses of a step's program from the old checkpoint on; it leaves its own beside it, `left_by_<step>`."""
     if step.startswith("step5"):
         old, pickled = old.with_suffix(".orbax"), old
         if not old.exists():
             bridges("convert", pickled, old)
     program = package(step)
-    return program.train(program.Config(**config), steps, restore=old, save=old.with_name(step))
+    return program.train(program.Config(**config), steps, restore=old, save=old.with_name(f"left_by_{step}"))
 
 
 def difference(wanted: Any, found: Any) -> float:
@@ -100,10 +100,12 @@ def main(args: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         old = begin(pathlib.Path(folder))
         curves = {step: resume(step, old, given.steps) for step in STEPS}
+        verdict = bridges("verify", old, old.with_suffix(".orbax"), "--optimizer", "adamw").splitlines()[0]
     worst = 0.0
     for step, found in curves.items():
         worst = max(worst, differs := difference(curves[STEPS[0]], found))
         print(f"{step:14} loss {found[0][0]:.4f} … {found[0][-1]:.4f}   differs by {differs:.1e}")
+    print(f"the converted checkpoint, {verdict}")
     if given.png:
         plot(curves, given.png)
     print("one curve" if worst <= TOLERANCE else f"NOT one curve: more than {TOLERANCE}")

@@ -6,12 +6,18 @@ import importlib
 import importlib.util
 import pathlib
 import pickle
+import re
+import shlex
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from converters import cli
+
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "case_study"
+PAGE = FOLDER.parents[1] / "docs" / "guides" / "case_study.md"
 STEPS = 12
 OPTIMISE = "jax_disable_most_optimizations"
 KEY_BIAS = "_attn/key"  # its gradient is zero in exact arithmetic: Adam divides rounding by rounding
@@ -34,17 +40,19 @@ def load(file):
         return pickle.load(stream)
 
 
-def test_one_curve(study, tmp_path):
+def test_one_curve(study, tmp_path, monkeypatch, capsys):
     old = study.begin(tmp_path)
     wanted = study.resume(study.STEPS[0], old, STEPS)
     assert len(wanted[0]) == STEPS and len(wanted[1]) == 1 and len(set(wanted[0])) == STEPS
-    pickled = load(tmp_path / study.STEPS[0])
+    pickled = load(tmp_path / f"left_by_{study.STEPS[0]}")
+    the_page_converts(old, tmp_path, monkeypatch, capsys)
     for step in study.STEPS[1:]:
         assert study.difference(wanted, study.resume(step, old, STEPS)) <= study.TOLERANCE, step
-        if (tmp_path / step).is_dir():
+        left = tmp_path / f"left_by_{step}"
+        if left.is_dir():
             continue  # Orbax
         # What a step leaves is a checkpoint of the Haiku program: from each commit one can go back.
-        left = load(tmp_path / step)
+        left = load(left)
         assert jax.tree.structure(left) == jax.tree.structure(pickled)
         rows = zip(jax.tree_util.tree_leaves_with_path(pickled), jax.tree.leaves(left), strict=True)
         for (path, value), found in rows:
@@ -52,8 +60,23 @@ def test_one_curve(study, tmp_path):
             if KEY_BIAS in jax.tree_util.keystr(path) and step >= "step3":
                 continue
             np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5, err_msg=f"{step} {path}")
-    if study.STEPS[-1] != study.STEPS[0]:
-        notices_what_is_left_behind(study, study.STEPS[-2] if len(study.STEPS) == 6 else study.STEPS[-1], old, wanted)
+    notices_what_is_left_behind(study, "step4_native", old, wanted)
+
+
+def the_page_converts(old, folder, monkeypatch, capsys):
+    """What the page shows of a terminal is what it shows; the last step goes on from the file that it makes."""
+    (block,) = re.findall(
+        r"^```console\n\$ bridges (.*?)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (folder / "step4_native").mkdir()
+    shutil.copy(FOLDER / "step4_native" / "mapping.toml", folder / "step4_native")
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert cli.main(shlex.split(block[0])) == 0
+    said = capsys.readouterr()
+    shown = re.sub(r"[0-9]+\\\.[0-9]+\\ s,", "[0-9.]+ s,", re.escape(block[1])).replace("…", ".*")
+    assert re.fullmatch(shown, said.out + said.err), said
+    assert old.with_suffix(".orbax").exists()
 
 
 def notices_what_is_left_behind(study, step, old, wanted):
