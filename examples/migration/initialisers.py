@@ -44,6 +44,7 @@ CUT = 0.87962566103423978  # standard deviation of a standard normal that is cut
 
 # region statistics
 def expect(values, std, largest=None):
+    values = np.asarray(values)
     allowed = 4 / (2 * values.size) ** 0.5  # four standard errors
     assert abs(np.std(values) / std - 1) < allowed
     if largest is not None:
