@@ -111,6 +111,7 @@ def prove(proof: Proof) -> None:
 def prove_gates(proof, params, in_linen):
     w, b = params["net/~/lstm/linear"]["w"], params["net/~/lstm/linear"]["b"]
     proof.equal("by hand", cell_by_hand(w, b), in_linen["lstm"]["cell"], column="linen", allowed=0.0)
+    assert "reorder(order=[0, 2, 1, 3, 4, 6, 5, 7])" in str(to_nnx) and "add(value=1.0, part=2)" in str(to_nnx)
 
     wanted, _, _ = haiku.predict(params, x)
     for order, forget in (("ifgo", 1.0), ("igfo", 0.0)):  # another order, no 1: both fit, both are wrong
