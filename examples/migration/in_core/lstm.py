@@ -16,7 +16,7 @@ class Net(br.Module):
         self.cell = br.FlaxModule(nn.OptimizedLSTMCell, self.hidden)
         self.head = br.FlaxModule(nn.Dense, self.out)
 
-    def __call__(self, x, carry=None):  # [batch, time, features]
+    def __call__(self, x, carry=None):  # [B, T, D]
         if carry is None:
             carry = self.initial_carry(x.shape[0])
         carry, y = br.scan(self.cell, carry, x.swapaxes(0, 1))

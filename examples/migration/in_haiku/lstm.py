@@ -12,7 +12,7 @@ class Net(hk.Module):
         self.lstm = hk.LSTM(hidden, name="lstm")
         self.head = hk.Linear(out, name="head")
 
-    def __call__(self, x, state=None):  # [batch, time, features]
+    def __call__(self, x, state=None):  # [B, T, D]
         if state is None:
             state = self.lstm.initial_state(x.shape[0])
         y, state = hk.dynamic_unroll(self.lstm, x, state, time_major=False)
@@ -58,7 +58,7 @@ def go_on(params, x, hidden, cell):
 
 # region reset
 class ResetNet(Net):
-    def __call__(self, x, reset):  # True: begin anew before this step
+    def __call__(self, x, reset):  # True: anew
         state = self.lstm.initial_state(x.shape[0])
         y, _ = hk.dynamic_unroll(hk.ResetCore(self.lstm), (x, reset), state, time_major=False)
         return self.head(y)

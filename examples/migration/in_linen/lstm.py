@@ -15,7 +15,7 @@ class Net(nn.Module):
         self.lstm = nn.RNN(cell, return_carry=True)
         self.head = nn.Dense(self.out)
 
-    def __call__(self, x, carry=None):  # [batch, time, features]
+    def __call__(self, x, carry=None):  # [B, T, D]
         carry, y = self.lstm(x, initial_carry=carry)
         return self.head(y), carry
 

@@ -12,7 +12,7 @@ class Net(nnx.Module):
         self.lstm = nnx.RNN(cell, return_carry=True, rngs=rngs)
         self.head = nnx.Linear(hidden, out, rngs=rngs)
 
-    def __call__(self, x, carry=None):  # [batch, time, features]
+    def __call__(self, x, carry=None):  # [B, T, D]
         carry, y = self.lstm(x, initial_carry=carry)
         return self.head(y), carry
 
