@@ -52,6 +52,10 @@ _WITHOUT_MODEL = (
     "This was planned without the model that the source is of. It tells which modules are stacks, in which order they are"
     " called, and their hyperparameters: name it (--from-model, src_model=)."
 )
+_NO_TARGET = (
+    "Only the format changes: nothing says what the variables are to become. Name the target's model (--into, dst_model=), or"
+    " its framework (--to)."
+)
 _READERS = ("layout", "dtypes", "unlisted")  # texts by which formats tell what they found
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
 
@@ -124,7 +128,8 @@ class Job:
         to = to or dst_framework
         if to is None and mapping is None and part is None:
             tree, found, plan = checkpoint.tree, None, None
-            job = cls(checkpoint, path, row, "", None, None, None, tree)
+            notes = () if src_model is None else (_NO_TARGET,)
+            job = cls(checkpoint, path, row, "", None, None, None, tree, notes=notes)
         else:
             try:
                 found = contents(checkpoint.tree, framework, part, src_spec)

@@ -127,6 +127,12 @@ def test_the_format_alone(haiku_file, tmp_path):
     assert same(converters.load(tmp_path / "back.npz"), converters.load(haiku_file))
 
 
+def test_a_source_model_without_a_target_changes_the_format_alone_and_says_so(haiku_file, tmp_path):
+    done = converters.convert(haiku_file, tmp_path / "same.msgpack", src_model=HAIKU, inputs=(X,))
+    assert done.plan is None and "Name the target's model (--into, dst_model=)" in done.notes[0]
+    assert not converters.convert(haiku_file, tmp_path / "plain.msgpack").notes
+
+
 def test_flat_is_path_to_array(haiku_file, tmp_path):
     converters.convert(haiku_file, tmp_path / "flat.npz", to="flat")
     with np.load(tmp_path / "flat.npz") as archive:
