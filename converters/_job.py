@@ -53,8 +53,8 @@ _WITHOUT_MODEL = (
     " called, and their hyperparameters: name it (--from-model, src_model=)."
 )
 _NO_TARGET = (
-    "Only the format changes: nothing says what the variables are to become. Name the target's model (--into, dst_model=), or"
-    " its framework (--to)."
+    "Only the format changes: nothing says what the variables are to become. Name the target's model (--into, dst_model=),"
+    " or its framework (--to)."
 )
 _READERS = ("layout", "dtypes", "unlisted")  # texts by which formats tell what they found
 _NAMING = ("npz", "safetensors")  # formats whose arrays are named by paths: a flat tree is a nested one there
