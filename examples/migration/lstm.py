@@ -176,11 +176,19 @@ def prove_gru(proof):
 
     fit = best_fit(**jax.tree.map(np.asarray, params["gru"]))
     assert difference(wanted, linen_gru.apply({"params": fit}, x)) > 0.05  # fits, and is wrong
+    prove_reverse(proof, params, variables)
 
-    # From the end: Haiku gives the outputs in the order of the inputs, Flax in the order in which it made them.
+
+# endregion
+
+
+# region check_reverse
+def prove_reverse(proof, params, variables):
     wanted = haiku.gru.apply(params, x, reverse=True)
-    proof.equal("reverse", wanted, linen.gru.apply(variables, x, reverse=True, keep_order=True), column="linen")
-    proof.equal("reverse", wanted, linen.gru.apply(variables, x, reverse=True)[:, ::-1], column="linen")
+    in_order = linen.gru.apply(variables, x, reverse=True, keep_order=True)
+    proof.equal("reverse, in order", wanted, in_order, column="linen")
+    as_made = linen.gru.apply(variables, x, reverse=True)
+    proof.equal("reverse", wanted, as_made[:, ::-1], column="linen")
 
 
 # endregion
