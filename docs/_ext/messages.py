@@ -148,10 +148,12 @@ class Messages(SphinxDirective):
 
 
 def write_for_search(app: Sphinx) -> None:
-    """Writes the messages where search.js finds them; only the page of the search loads them."""
+    """Writes the messages of errors that have a section to where search.js finds them; only the search loads them."""
+    sections = re.findall(r"^## (\w+)$", (pathlib.Path(app.srcdir) / "errors.md").read_text("utf-8"), re.MULTILINE)
+    found = {name: texts for name, texts in messages().items() if name in sections}
     file = pathlib.Path(app.outdir) / "_static" / "messages.js"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"const errorMessages = {json.dumps(messages(), ensure_ascii=False)};\n", "utf-8")
+    file.write_text(f"const errorMessages = {json.dumps(found, ensure_ascii=False)};\n", "utf-8")
 
 
 def load_for_search(app: Sphinx, page: str, *_: object) -> None:
