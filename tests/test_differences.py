@@ -110,6 +110,10 @@ WRONG = {
     ),
     "bias": (lambda x: hk.Bias()(x), nn.Dense(4), "haiku.Bias, which cannot be converted: No Flax layer"),
     "MGU": (lambda x: hk.Linear(4)(x), nn.RNN(nn.MGUCell(4)), "linen.MGUCell, which cannot be converted"),
+    "8 bits": (
+        nn.Dense(4, dot_general_cls=nn.Fp8DirectDotGeneralOp), lambda rngs: nnx.Linear(6, 4, rngs=rngs),
+        r"\(the layer linen.Fp8DirectDotGeneralOp cannot be converted: only Linen multiplies in 8 bits",
+    ),
 }  # fmt: skip
 
 

@@ -114,11 +114,14 @@ def _by_module(paths: Iterable[str], entries: Table[str, Abstract]) -> dict[str,
 
 
 def _unknown(draft: Draft, layers: LayerMatcher, end: int, path: str) -> str:
-    """Returns ` (…)` if the leaf is of a layer that the mapping has no row for."""
+    """Returns ` (…)` if the leaf is of a layer that the mapping has no row for, or one that refuses it."""
     layer = draft.unrolled[end].layers.get(cut(path)[1])
     known = {t for row in layers.rows for t in (row.dst if end else row.src)}
-    missing = layer and layers.rows and layer.type not in known
-    return f" (the layer {layer.type} has no convention here)" if layer and missing else ""
+    if not layer or not layers.rows or layer.type in known:
+        return ""
+    refusing = layers.refusals[end].get(layer.type)  # a part of a layer that has a row: others are reported as layers
+    why = f"cannot be converted: {refusing[0].refuse}" if refusing else "has no convention here"
+    return f" (the layer {layer.type} {why})"
 
 
 def _alike(problems: Iterable[str]) -> list[str]:

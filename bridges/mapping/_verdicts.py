@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,8 +111,17 @@ def markdown() -> str:
                     layers = reasons.setdefault(verdict.reason, [])
                     layers += [layer] if layer not in layers else []
     lines.append("")
-    lines += [f"- {', '.join(layers)}: {reason}." for reason, layers in reasons.items()]
+    lines += [f"- {', '.join(layers)}: {escaped(reason)}." for reason, layers in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Returns a reason as Markdown that shows it as it is: names like `_tilde_` are no emphasis.
+
+    >>> escaped("~ as _tilde_, param_mapping, (r * h)")
+    '\\\\~ as \\\\_tilde\\\\_, param_mapping, (r \\\\* h)'
+    """
+    return re.sub(r"(?<!\w)_|_(?!\w)|[*~|<]", lambda sign: f"\\{sign[0]}", text)
 
 
 def _cell(rows: list[Verdict]) -> str:
