@@ -21,7 +21,8 @@ PAGES = sorted(
     for file in FOLDER.rglob("*.html")
     if not file.relative_to(FOLDER).parts[0].startswith("_")
 )
-GUIDES = [name for name in PAGES if name.startswith("guides/") and not name.endswith("index.html")]
+PROGRAMS = pathlib.Path(__file__).parents[2] / "examples" / "migration"
+GUIDES = [f"guides/{file.stem}.html" for file in sorted(PROGRAMS.glob("[!_]*.py"))]
 
 LINKS = """() => [...document.querySelectorAll('a[href]')].map(a => [a.getAttribute('href'), a.href])
     .filter(([raw, full]) => full.startsWith('file:')).map(([raw, full]) => full)"""
