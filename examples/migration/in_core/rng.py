@@ -1,5 +1,7 @@
 """A model that draws noise and drops units, in the core: Linen's layers as parts."""
 
+import zlib
+
 # region define
 import flax.linen as nn
 import jax
@@ -78,9 +80,6 @@ assert straight == resumed
 
 
 # region drawn
-import zlib  # noqa: E402
-
-
 class TwoKeys(br.Module):
     def __call__(self):
         return br.rng("noise"), br.rng("noise")

@@ -77,7 +77,7 @@ assert straight == resumed
 
 
 # region sequence
-keys = hk.PRNGSequence(jax.random.key(7))  # in place of both
+keys = hk.PRNGSequence(jax.random.key(7))  # not key and step
 _, loss = train_step(params, 0, x, next(keys))
 saved_keys = keys.internal_state  # with the parameters, into a file
 following = next(keys)

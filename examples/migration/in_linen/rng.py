@@ -1,5 +1,7 @@
 """A model that draws noise and drops units, in Linen."""
 
+import hashlib
+
 # region define
 import flax.linen as nn
 import jax
@@ -78,9 +80,6 @@ assert straight == resumed
 
 
 # region drawn
-import hashlib  # noqa: E402
-
-
 class Inner(nn.Module):
     def __call__(self):
         return self.make_rng("noise"), self.make_rng("noise")
