@@ -68,7 +68,7 @@ def convert():
 def load_into_core(path):
     found = converters.load(path)  # the state of the optimizer lies beside the model
     trainer = found["trainer"] | {"opt": {"state": found["opt_state"]}, "rng": found["rng"]}
-    return core.create(0).restore({"trainer": trainer})
+    return jax.eval_shape(core.create, 0).restore({"trainer": trainer})
 
 
 # endregion
@@ -181,7 +181,7 @@ def msgpack():
     with open("run.msgpack", "rb") as file:
         bare = flax.serialization.msgpack_restore(file.read())["opt_state"]
     assert list(bare) == ["0", "1"]  # no tuple any more, and Adam's NamedTuple a dictionary
-    params = linen.create(0).params
+    params = linen.load("run.msgpack").params
     refused(AttributeError, "has no attribute 'mu'", linen.tx.update, params, bare, params)
 
     like, wider = {"w": jnp.ones(3)}, flax.serialization.to_bytes({"w": jnp.ones((5, 5))})
@@ -202,7 +202,7 @@ def into_haiku():  # of a run that began in Linen
 # region orbax
 def orbax():
     here = pathlib.Path.cwd()
-    params = linen.create(0).params
+    params = linen.load("run.msgpack").params
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(here / "linen.orbax", {"params": params, "layers": ({0: np.ones(2)},)})
         checkpointer.save(here / "dense.orbax", params["Dense_1"])

@@ -70,7 +70,8 @@ def save(path, state):
 
 # region load
 def load(path):
-    return create(0).restore(converters.load(path))
+    like = jax.eval_shape(create, 0)
+    return like.restore(converters.load(path))
 
 
 # endregion

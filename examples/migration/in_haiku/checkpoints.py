@@ -29,7 +29,7 @@ def create(seed):
     rng, key = jax.random.split(jax.random.PRNGKey(seed))
     params, state = model.init(key, jnp.ones((1, 64)))
     opt_state = tx.init(params)
-    step = jnp.array(0)
+    step = jnp.zeros((), int)
     return dict(params=params, state=state, opt_state=opt_state, step=step, rng=rng)
 
 

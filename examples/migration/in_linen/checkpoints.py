@@ -67,8 +67,9 @@ def save(path, run):
 
 # region load
 def load(path):
+    like = jax.eval_shape(create, 0)
     with open(path, "rb") as file:
-        return flax.serialization.from_bytes(create(0), file.read())
+        return flax.serialization.from_bytes(like, file.read())
 
 
 # endregion
