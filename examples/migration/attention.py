@@ -95,6 +95,7 @@ ops = ["reshape"]
 src = "params/attention/proj/b"
 dst = "params/out/bias"
 """)
+
 three_parts = br.Mapping.loads("""
 [[rules]]
 src = "params/attention/qkv/w"
@@ -106,6 +107,7 @@ src = "params/attention/qkv/b"
 dst = ["params/query/bias", "params/key/bias", "params/value/bias"]
 ops = [{ op = "split", axis = 0, parts = 3, equal = true }, "reshape"]
 """)
+
 in_each_head = br.Mapping.loads("""
 [[rules]]
 src = "params/attention/qkv/w"
@@ -117,6 +119,7 @@ src = "params/attention/qkv/b"
 dst = ["params/query/bias", "params/key/bias", "params/value/bias"]
 ops = ["reshape", { op = "split", axis = 1 }]
 """)
+
 target = linen_adapter.spec(linen_attention, x)
 from_fused = (three_parts | output).plan(haiku_adapter.spec(fused, x, mask), target)
 from_by_head = (in_each_head | output).plan(haiku_adapter.spec(by_head, x, mask), target)
@@ -125,15 +128,14 @@ assert from_fused.verdict == from_by_head.verdict == "exact"
 
 # region decode
 nnx_decoder = nnx.decoder_of(nnx.model, tokens.shape)
-decoder_in_nnx = br.conventions("linen", "nnx").plan(
-    linen_adapter.spec(linen.decoder, tokens),
-    nnx_adapter.spec(nnx_decoder, tokens[:, :1]),
-)
+in_decoder = linen_adapter.spec(linen.decoder, tokens)
+decoder_to_nnx = br.conventions("linen", "nnx").plan(in_decoder, nnx_adapter.spec(nnx_decoder, tokens[:, :1]))
+assert "'cache/block/attention/cached_key' float32[2,6,2,6] gets nothing" in why_not(in_haiku, in_decoder)
 
 
 def go_on_in_nnx(params, cache, tokens, start):
     entries = linen_adapter.flatten({"params": params, "cache": cache})
-    new = nnx_adapter.unflatten(decoder_in_nnx.forward(entries), nnx_decoder)
+    new = nnx_adapter.unflatten(decoder_to_nnx.forward(entries), nnx_decoder)
     flax_nnx.update(nnx_decoder, new)
     return nnx.step(nnx_decoder, tokens[:, start : start + 1], start)
 
@@ -143,7 +145,7 @@ def go_on_in_nnx(params, cache, tokens, start):
 
 # region check
 def prove(proof: Proof) -> None:
-    params = randomised(haiku.params, seed=7)  # one of those where the terms of the queries' gradients cancel least
+    params = randomised(haiku.params, seed=15)  # one of those where the terms of the queries' gradients cancel least
     entries = haiku_adapter.flatten(params)
     proof.start("haiku", entries, lambda e: haiku.predict(haiku_adapter.unflatten(e)[0], tokens))
     in_linen = proof.moved("linen", to_linen, lambda e: linen.predict(linen_adapter.unflatten(e)["params"], tokens))
@@ -167,7 +169,9 @@ def prove_norms():
         return difference(linen.LayerNorm().apply(params, x), nn.LayerNorm(**given).apply(params, x))
 
     normal = jax.random.normal(jax.random.key(3), (16, 128))
-    assert off(0.02 * normal) > 0.01  # embeddings of a deviation of 0.02, as those of many transformers at first
+    assert (
+        off(0.02 * normal, use_fast_variance=False) > 0.01
+    )  # embeddings of a deviation of 0.02, as those of many transformers at first
     assert off(1000 + normal, epsilon=1e-5) > 0.05  # a mean of a thousand deviations
 
 
@@ -184,8 +188,12 @@ def prove_masks(proof):
     in_nnx, _ = nnx_adapter.apply(nnx_attention, alone_in_nnx.forward(entries), x, mask=mask)
     proof.equal("padded", wanted, in_nnx, column="nnx")
 
-    # Three queries that may attend to nothing: all get the mean of the values.
-    assert jnp.ptp(wanted[1, :3], axis=0).max() < 1e-6
+    # A query that may attend to nothing gets the mean of the values; a bias of the keys changes nothing.
+    value, out = params["a/value"], params["a/linear"]
+    mean = jnp.mean(x[1] @ value["w"] + value["b"], axis=0) @ out["w"] + out["b"]
+    assert difference(jnp.stack(3 * [mean]), wanted[1, :3]) < 1e-6
+    biased = params | {"a/key": {"w": params["a/key"]["w"], "b": params["a/key"]["b"] + 1}}
+    assert difference(wanted, haiku_attention.apply(biased, x, mask)) < 1e-6
 
     # Without the axis of heads, Haiku raises, and Flax reads two sequences as two heads.
     try:
