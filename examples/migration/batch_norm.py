@@ -76,8 +76,25 @@ def prove(proof: Proof) -> None:
 
     in_linen, model = linen_from(params, state), nnx_from(params, state)
     in_core, again = core_from(*in_linen), haiku_from(*in_linen)
+    held = haiku.create_train_state(params, state)
+    held_linen, held_nnx = linen.create_train_state(*in_linen), nnx.create_train_state(nnx_from(params, state))
     params, state = haiku.train_step(params, state, x, labels)
     wanted = to_linen.forward(haiku_adapter.flatten(params, state))
+
+    held = haiku.train_step_of_train_state(held, x, labels)
+    found = haiku_adapter.flatten(held.params, held.state)
+    proof.equal("a TrainState's step", haiku_adapter.flatten(params, state), found, column="haiku")
+    held_linen = linen.train_step_of_train_state(held_linen, x, labels)
+    found = linen_adapter.flatten({"params": held_linen.params, "batch_stats": held_linen.batch_stats})
+    proof.equal("a TrainState's step", wanted, found, column="linen")
+    held_nnx = nnx.train_step_of_train_state(held_nnx, x, labels)
+    trained = flax_nnx.merge_state(held_nnx.params, held_nnx.batch_stats)
+    proof.equal(
+        "a TrainState's step",
+        to_nnx.forward(haiku_adapter.flatten(held.params, held.state)),
+        nnx_adapter.flatten(trained),
+        column="nnx",
+    )
 
     in_linen = linen.train_step(*in_linen, x, labels)
     variables = dict(zip(("params", "batch_stats"), in_linen, strict=True))

@@ -74,3 +74,30 @@ def train_step(params, state, x, labels):
 
 
 # endregion
+
+
+# region train_state
+from flax.training import train_state
+
+
+class TrainState(train_state.TrainState):
+    state: hk.MutableState
+
+
+def create_train_state(params, state):
+    kept = {"params": params, "state": state}
+    return TrainState.create(apply_fn=model.apply, tx=optax.sgd(0.1), **kept)
+
+
+@jax.jit
+def train_step_of_train_state(state, x, labels):
+    def loss_fn(params):
+        logits, new = state.apply_fn(params, state.state, x, training=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), new
+
+    grads, new = jax.grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, state=new)
+
+
+# endregion

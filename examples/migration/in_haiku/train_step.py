@@ -55,7 +55,7 @@ def train_step(state, key, x, labels):
 
 
 # region train_state
-from flax.training.train_state import TrainState  # noqa: E402
+from flax.training.train_state import TrainState
 
 
 def create_train_state(seed):

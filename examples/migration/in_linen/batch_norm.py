@@ -72,3 +72,34 @@ def train_step(params, batch_stats, x, labels):
 
 
 # endregion
+
+
+# region train_state
+from typing import Any
+
+from flax.training import train_state
+
+
+class TrainState(train_state.TrainState):
+    batch_stats: Any
+
+
+def create_train_state(params, batch_stats):
+    kept = {"params": params, "batch_stats": batch_stats}
+    return TrainState.create(apply_fn=model.apply, tx=optax.sgd(0.1), **kept)
+
+
+@jax.jit
+def train_step_of_train_state(state, x, labels):
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        mutable = ["batch_stats"]
+        logits, new = state.apply_fn(variables, x, training=True, mutable=mutable)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), new["batch_stats"]
+
+    grads, new = jax.grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=new)
+
+
+# endregion

@@ -69,3 +69,33 @@ def train_step(model, x, labels):
 
 
 # endregion
+
+
+# region train_state
+from flax.training import train_state
+
+
+class TrainState(train_state.TrainState):
+    batch_stats: nnx.State
+
+
+def create_train_state(model):
+    model.train()  # use_running_average=False
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    kept = {"params": params, "batch_stats": batch_stats}
+    return TrainState.create(apply_fn=graphdef.apply, tx=optax.sgd(0.1), **kept)
+
+
+@jax.jit
+def train_step_of_train_state(state, x, labels):
+    def loss_fn(params):
+        batch_stats = nnx.clone(state.batch_stats)  # jax.grad may not write to those
+        logits, (_, new) = state.apply_fn(params, batch_stats)(x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), nnx.filter_state(new, nnx.BatchStat)
+
+    grads, new = jax.grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=new)
+
+
+# endregion

@@ -50,7 +50,7 @@ def train_step(model, optimizer, key, x, labels):
 
 
 # region train_state
-from flax.training.train_state import TrainState  # noqa: E402
+from flax.training.train_state import TrainState
 
 
 def create_train_state(seed):
