@@ -323,13 +323,20 @@ def _number(x: Any) -> bool:
 
 
 def _unread(bench: Bench, layers: Layers, place: Place) -> Reason | None:
-    """A variable of the layer that the source reads and the target does not: a fact, if not a mended value."""
+    """A variable that the source reads and the target does not: a fact, if not a mended value.
+
+    It is one of the layer, or any running statistic: a layer that takes the batch's own differs before it reads a variable.
+    """
     reads = [frozenset[str]().union(*[g.leaves[v] for v in g.outs]) for g in (bench.src, bench.dst)]
-    for path in place.paths:
+    statistics = [path for path in sorted(bench.dst.variables) if path.startswith("batch_stats/")]
+    for path in (*place.paths, *statistics):
         sources = layers.sources(path)
         if path not in reads[1] and any(s in reads[0] for s in sources):
             text = f"the target does not read {path!r}; the source reads {', '.join(map(repr, sources))}"
             if any(word in path for word in ("mean", "var", "batch_stats")):
-                text += ": the target is in training mode, or uses the batch's own statistics"
+                text += (
+                    ": the target is in training mode, or uses the batch's own statistics (an NNX model does until"
+                    " model.eval(), a Linen layer without use_running_average=True)"
+                )
             return Reason(text, "by the variables that the outputs depend on", complete=False)
     return None

@@ -6,10 +6,12 @@ Mostly float64 alone is run: it says whether it is the same function, and one pr
 import functools
 
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import converters
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
@@ -314,6 +316,25 @@ def test_statistics_of_the_batch_in_evaluation():
     plan = right(m.cnn, m.CNN())
     report = converters.verify(haiku_apply(m.cnn), run, m.IMAGES, plan=plan, dtypes=QUICK)
     assert report.first.layer == "norm" and "training mode" in report.first.reason
+
+
+def test_an_nnx_model_that_was_not_told_to_evaluate():
+    """What differs first is before its BatchNorm reads a variable."""
+
+    def old(x):
+        return hk.BatchNorm(True, True, 0.9, name="norm")(hk.Linear(4, name="dense")(x), is_training=False)
+
+    class New(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(m.X.shape[-1], 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.dense(x))
+
+    report = converters.verify(hk.transform_with_state(old), New, m.X, dtypes=("float32",))
+    assert not report.ok
+    assert "does not read 'batch_stats/norm/mean'" in report.first.reason and "model.eval()" in report.first.reason
 
 
 def test_a_base_of_rotary_positions():
