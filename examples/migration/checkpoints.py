@@ -201,6 +201,11 @@ def into_haiku():  # of a run that began in Linen
 
 # region orbax
 def orbax():
+    def relative():
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(pathlib.Path("linen.orbax"), {"w": np.ones(1)})
+
+    refused(ValueError, "should be absolute", relative)
     here = pathlib.Path.cwd()
     params = linen.load("run.msgpack").params
     with ocp.StandardCheckpointer() as checkpointer:
