@@ -139,7 +139,7 @@ def _columns(found: dict[str, list[list[str]]], kind: str = "") -> columns:
             name=key,
             rows=[row[key] for row in parts] or plain,
             others=[other for other in found if other != key],
-            breaks="" if kind else "([{",
+            breaks="/]" if kind else "([{/",
         )
     return node
 
