@@ -42,7 +42,7 @@ site-test: docs ## Build the site and drive it in a headless Chromium, if there 
 	BRIDGES_SITE=build/site $(BIN)/python -m pytest -n 2 tests/site -rs $(ARGS)
 
 test: $(READY) ## Run the tests, the docstring examples and the README's, warnings as errors
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(READY) ## Run the benchmarks against the peers and print one page; ARGS="dispatch --quick"
 	$(BIN)/python -m benchmarks $(ARGS)
