@@ -32,8 +32,9 @@ $(READY)-docs: $(READY)
 demo: $(READY) ## Train in Haiku, convert, go on in Linen and in the core; the picture lands in demo-output/
 	JAX_PLATFORMS=cpu $(BIN)/python examples/digits.py
 
-guides: $(READY) ## Run every migration guide and print what each moved; ARGS='basic --json' for some
+guides: $(READY) ## Run every migration guide and the case study, print what each moved; ARGS='basic --json' for some guides
 	JAX_PLATFORMS=cpu $(BIN)/python examples/migration $(ARGS)
+	$(if $(ARGS),,JAX_PLATFORMS=cpu $(BIN)/python examples/case_study)
 
 docs: $(READY)-docs ## Build the site into build/site, warnings as errors; docs/index.md says how to read it
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site

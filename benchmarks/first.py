@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import ninjax as nj
@@ -25,7 +26,8 @@ def measure(quick: bool = False) -> Table:
     contenders = {"native Linen": native, "bridges": hosted, "ninjax": ninjax, "nnx.bridge.ToNNX": bridged}
     timings = paired(contenders, rounds=3 if quick else 9, number=1)
     found += rows(f"init and first call, {LAYERS} Dense layers", timings)
-    found += rows("eager call, one Dense", paired(eager(), rounds=7 if quick else 21), bounds={"bridges": 1.3})
+    for case, calls in eager().items():
+        found += rows(f"eager call, {case}", paired(calls, rounds=7 if quick else 21), bounds={"bridges": 1.3})
     return Table(
         "first",
         "The first call, and calls that are not compiled",
@@ -33,7 +35,7 @@ def measure(quick: bool = False) -> Table:
         tuple(found),
         (
             "The first call initialises, traces, compiles and runs a new function with JAX's caches cleared. All wrap"
-            " Linen's Dense, the layer that each of them knows.",
+            " Linen's Dense, the layer that each of them knows. `bridges` is the layer in the core.",
         ),
     )
 
@@ -106,22 +108,49 @@ def bridged() -> None:
     jax.block_until_ready(nnx.jit(lambda model, x: model(x))(Net(nnx.Rngs(0)), X))
 
 
-def eager() -> dict[str, Callable[[], Any]]:
-    """Returns calls of one layer that are not compiled."""
-    model = nn.Dense(8)
-    variables = model.init(jax.random.key(0), X)
-    net = br.FlaxModule(nn.Dense, 8, name="net")
-    state = br.init(net)({}, X, seed=0)
-    pure = br.pure(net)
-    ninja = nj.FromFlax(nn.Dense)(8, name="net")
-    ninja_state = nj.init(ninja)({}, X, seed=0)
-    ninja_pure = nj.pure(ninja)
-    theirs = nnx.bridge.ToNNX(nn.Dense(8), rngs=nnx.Rngs(0)).lazy_init(X)
-    ours = br.ToNNX(nn.Dense(8), rngs=nnx.Rngs(0)).lazy_init(X)
+def eager() -> dict[str, dict[str, Callable[[], Any]]]:
+    """Returns calls of one layer that are not compiled, for each framework's layer the native one first."""
+    key = jax.random.key(0)
+    linen = nn.Dense(8)
+    variables = linen.init(key, X)
+    haiku = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(8)(x)))
+    params = haiku.init(key, X)
+    linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    theirs = nnx.bridge.ToNNX(linen, rngs=nnx.Rngs(0)).lazy_init(X)
     return {
-        "native Linen": lambda: jax.block_until_ready(model.apply(variables, X)),
-        "bridges": lambda: jax.block_until_ready(pure(state, X)),
-        "br.ToNNX": lambda: jax.block_until_ready(ours(X)),
-        "ninjax": lambda: jax.block_until_ready(ninja_pure(ninja_state, X, seed=0)),
-        "nnx.bridge.ToNNX": lambda: jax.block_until_ready(theirs(X)),
+        "Linen's Dense": {
+            "native": lambda: jax.block_until_ready(linen.apply(variables, X)),
+            "bridges": in_core(br.FlaxModule(nn.Dense, 8, name="net")),
+            "br.ToNNX": in_nnx(linen),
+            "ninjax": in_ninjax(nj.FromFlax(nn.Dense)(8, name="net")),
+            "nnx.bridge.ToNNX": lambda: jax.block_until_ready(theirs(X)),
+        },
+        "Haiku's Linear": {
+            "native": lambda: jax.block_until_ready(haiku.apply(params, X)),
+            "bridges": in_core(br.HaikuModule(hk.Linear, 8, name="net")),
+            "br.ToNNX": in_nnx(lambda x: hk.Linear(8)(x)),
+            "ninjax": in_ninjax(nj.FromHaiku(hk.Linear)(8, name="net")),
+        },
+        "NNX's Linear": {
+            "native": lambda: jax.block_until_ready(linear(X)),
+            "bridges": in_core(br.NNXModule(nnx.Linear, 8, 8, name="net")),
+        },
     }
+
+
+def in_core(net: Any) -> Callable[[], Any]:
+    """Returns a call of a core module over a known state."""
+    state, pure = br.init(net)({}, X, seed=0), br.pure(net)
+    return lambda: jax.block_until_ready(pure(state, X))
+
+
+def in_nnx(part: Any) -> Callable[[], Any]:
+    """Returns a call of a part as an NNX module."""
+    module = br.ToNNX(part, rngs=nnx.Rngs(0)).lazy_init(X)
+    return lambda: jax.block_until_ready(module(X))
+
+
+def in_ninjax(net: Any) -> Callable[[], Any]:
+    """Returns a call of a Ninjax module, which needs a seed for a part of another framework."""
+    state, pure = nj.init(net)({}, X, seed=0), nj.pure(net)
+    return lambda: jax.block_until_ready(pure(state, X, seed=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 
 import matplotlib
@@ -11,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.table import Table, grouped
 
-MARKERS = "os^vD*Pp"
+MARKERS = "os^vD*PpXh<>"
 
 
 def plot(table: Table, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -19,7 +20,9 @@ def plot(table: Table, folder: pathlib.Path) -> list[pathlib.Path]:
     written = []
     for name, rows in grouped(table.rows).items():
         fig, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        for marker, contender in zip(MARKERS, dict.fromkeys(row.contender for row in rows), strict=False):
+        for marker, contender in zip(
+            itertools.cycle(MARKERS), dict.fromkeys(row.contender for row in rows), strict=False
+        ):
             points = sorted((row.size, row.seconds) for row in rows if row.contender == contender)
             sizes, spreads = [p[0] for p in points], [p[1] for p in points]
             axes.plot(sizes, [s.median for s in spreads], marker=marker, label=contender)

@@ -23,20 +23,16 @@ from converters import cli
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "case_study"
 PAGE = FOLDER.parents[1] / "docs" / "guides" / "case_study.md"
 STEPS = 12
-OPTIMISE = "jax_disable_most_optimizations"
 KEY_BIAS = "_attn/key']['b']"  # its gradient is zero in exact arithmetic: Adam divides rounding by rounding
 
 
 @pytest.fixture
-def study(monkeypatch):
+def study(monkeypatch, lightly_compiled):
     monkeypatch.syspath_prepend(FOLDER)  # as for `python examples/case_study`
     spec = importlib.util.spec_from_file_location("case_study_main", FOLDER / "__main__.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    as_before = jax.config.read(OPTIMISE)
-    jax.config.update(OPTIMISE, True)  # the six programs compile in half the time
-    yield module
-    jax.config.update(OPTIMISE, as_before)
+    return module
 
 
 def load(file):

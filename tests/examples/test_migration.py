@@ -25,7 +25,7 @@ class Found(Exception):
 
 
 @pytest.fixture(scope="module")
-def runner():
+def runner(lightly_compiled):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(GUIDES)  # as for `python examples/migration`
         spec = importlib.util.spec_from_file_location("migration_main", GUIDES / "__main__.py")
