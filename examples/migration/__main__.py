@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import logging
 import pathlib
 import sys
 
@@ -46,6 +47,7 @@ def main(args: list[str] | None = None) -> int:
     given = parser.parse_args(args)
     if unknown := sorted(set(given.topics) - set(TOPICS)):
         parser.error(f"no guide {', '.join(unknown)}; there are {', '.join(TOPICS)}")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that guides make on purpose
     proofs = [run(topic) for topic in given.topics or TOPICS]
     summaries = [proof.summary() for proof in proofs]
     print(json.dumps(summaries, indent=2) if given.json else table(summaries))
