@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import re
 
 import matplotlib
 
@@ -31,7 +32,7 @@ def plot(table: Table, folder: pathlib.Path) -> list[pathlib.Path]:
         axes.set(xscale="log", yscale="log", xlabel=rows[-1].unit, ylabel="seconds", title=title)
         axes.grid(True, which="both", alpha=0.2)
         axes.legend(fontsize=8)
-        path = folder / f"{'-'.join([table.name, *name.lower().split()])}.png"
+        path = folder / f"{'-'.join([table.name, *re.findall('[a-z0-9]+', name.lower())])}.png"
         fig.savefig(path, dpi=110)
         plt.close(fig)
         written.append(path)
