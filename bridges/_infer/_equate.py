@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from bridges._infer._element_keys import masks
 from bridges._infer._form import Form, Mono, Refs
 from bridges._infer._keys import U, mix, total
 from bridges._infer._leaves import Conflict
-from bridges._infer._source import Entry, masks, parts
-from bridges._infer._walk import Walk
+from bridges._infer._side import Side
+from bridges._infer._source import Entry
 
 ROWS = 48  # rows of data that are looked at to tell columns apart
 
 
-def orders(target: Walk, form: Form, keys: np.ndarray, source: Walk, entry: Entry) -> Iterator[np.ndarray]:
+def orders(target: Side, form: Form, keys: np.ndarray, source: Side, entry: Entry) -> Iterator[np.ndarray]:
     """Yields for each target element (flat) which element of the entry it is, one array for each order of axes.
 
     Args:
@@ -49,13 +50,13 @@ def orders(target: Walk, form: Form, keys: np.ndarray, source: Walk, entry: Entr
             yield found
 
 
-def units(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
+def units(side: Side, form: Form, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a number for the unit of each element, over all contractions of a form."""
     out = np.zeros(shape, U)
     with np.errstate(over="ignore"):
         for n, (at, _) in enumerate(form.dots):
-            for c, here, local in parts(walk, at):
-                made = walk.contractions[c]
+            for c, here, local in side.parts(at):
+                made = side.contractions[c]
                 out[here] += mix((made.unit[local] + 1).astype(U), 41 + 97 * n + c)
     return out
 
@@ -85,7 +86,7 @@ def _axes(numbers: np.ndarray, shape: tuple[int, ...]) -> Iterator[list[int]]:
             yield axes
 
 
-def equate(target: Walk, form: Form, source: Walk, entry: Entry, found: np.ndarray) -> None:
+def equate(target: Side, form: Form, source: Side, entry: Entry, found: np.ndarray) -> None:
     """Says what the target's leaves are.
 
     Raises:
@@ -138,7 +139,7 @@ def _same_data(a: Mono, b: Mono) -> bool:
     return bool(np.array_equal(a.gid[used], b.gid[used])) and len(a.refs) == len(b.refs)
 
 
-def _factors(target: Walk, a: Mono, source: Walk, b: Mono, add_a: Any, add_b: Any) -> None:
+def _factors(target: Side, a: Mono, source: Side, b: Mono, add_a: Any, add_b: Any) -> None:
     if len(a.refs) != len(b.refs):
         raise Conflict
     if len(a.refs) == 1:
@@ -156,7 +157,7 @@ def _factors(target: Walk, a: Mono, source: Walk, b: Mono, add_a: Any, add_b: An
     raise Conflict
 
 
-def _leaves(target: Walk, x: Refs, source: Walk, y: Refs) -> None:
+def _leaves(target: Side, x: Refs, source: Side, y: Refs) -> None:
     """Says that leaf elements of the target are those of the source, both one-dimensional."""
     here = x.ref >= 0
     if np.any(~here):
@@ -175,18 +176,18 @@ def _leaves(target: Walk, x: Refs, source: Walk, y: Refs) -> None:
     target.leaves.assign(ref, source_ref, scale, shift, num)
 
 
-def _contractions(target: Walk, flat: Form, source: Walk, theirs: Form) -> None:
+def _contractions(target: Side, flat: Form, source: Side, theirs: Form) -> None:
     """Says what the kernels are; both forms are one-dimensional and aligned."""
     their_row = np.full((len(theirs.dots), flat.dots[0][0].size), -1, np.int64)
     owner = their_row.copy()
     their_unit = their_row.copy()
     for d, (at, _) in enumerate(theirs.dots):
-        for c, here, local in parts(source, at):
+        for c, here, local in source.parts(at):
             owner[d, here] = c
             their_row[d, here] = source.contractions[c].row[local]
             their_unit[d, here] = source.contractions[c].unit[local]
     for at, scale in flat.dots:
-        for c, here, local in parts(target, at):
+        for c, here, local in target.parts(at):
             made = target.contractions[c]
             elements = np.flatnonzero(here)
             row, unit = made.row[local], made.unit[local]
@@ -232,7 +233,7 @@ def _different(rows: np.ndarray) -> np.ndarray:
 
 
 def _kernel(
-    target: Walk, c: int, unit: np.ndarray, row: np.ndarray, scale: np.ndarray, source: Walk,
+    target: Side, c: int, unit: np.ndarray, row: np.ndarray, scale: np.ndarray, source: Side,
     theirs: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
 ) -> None:  # fmt: skip
     """Says what some units of a kernel are, which meet the same rows: by the keys of its columns."""

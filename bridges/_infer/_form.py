@@ -84,6 +84,10 @@ class Form:
             None if self.const is None else fn(self.const),
         )
 
+    def at(self, index: np.ndarray) -> Form:
+        """Returns the form of the elements with these flat numbers, in the index's shape; the parts have one shape."""
+        return self.each(lambda x: x.ravel()[index])
+
     def plus(self, other: Form) -> Form:
         """Returns the sum; the two have one shape. Parts with the same leaf elements become one."""
         const = self.const

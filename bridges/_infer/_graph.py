@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -220,6 +220,17 @@ class Graph:
         ):
             return None
         return float(np.ravel(np.asarray(self.values[v], np.float64))[0])
+
+    def upstream(self, values: Iterable[int]) -> set[int]:
+        """Returns the steps that values depend on."""
+        found: set[int] = set()
+        stack = list(values)
+        while stack:
+            i = self.maker.get(stack.pop())
+            if i is not None and i not in found:
+                found.add(i)
+                stack += self.steps[i].ins
+        return found
 
     def own(self, i: int) -> frozenset[str]:
         """Returns the variables that a step is the first to bring together with the data."""

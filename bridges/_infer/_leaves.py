@@ -128,6 +128,10 @@ class Leaves:
         if not np.all(same & near):
             raise Conflict
 
+    def taken(self) -> np.ndarray:
+        """Returns the source elements that some element is, ascending; -1 among them if one is a constant."""
+        return np.unique(self.source[self.known[: self.end].nonzero()[0]])
+
     def solved(self, pseudo: Pseudo) -> None:
         """Marks a pseudo leaf as solved."""
         pseudo.solved = True

@@ -19,7 +19,7 @@ import numpy as np
 from bridges._infer._found import Parting
 from bridges._infer._numbers import ELEMENTWISE
 from bridges._infer._target import Target
-from bridges._infer._walk import Value
+from bridges._infer._value import Value
 
 BACK = 80  # steps before the stop at which a constant may stand
 TRIES = 120  # runs of these steps
@@ -61,8 +61,7 @@ def _constant(target: Target, i: int) -> Parting | None:
             mine = _number(target.graph.roots[v]) if v in target.graph.roots else None
             if mine is None:
                 continue
-            near = sorted(theirs, key=lambda c, m=mine: abs(np.log(abs(c) + 1e-30) - np.log(abs(m) + 1e-30)))  # type: ignore[misc]
-            for c in near[:12]:
+            for c in _nearest(mine, theirs)[:12]:
                 if abs(c - mine) <= 1e-7 * abs(mine):
                     continue
                 tries += 1
@@ -80,6 +79,12 @@ def _constant(target: Target, i: int) -> Parting | None:
     return None
 
 
+def _nearest(number: float, others: Iterable[float]) -> list[float]:
+    """Returns numbers by how near they are in size, the nearest first."""
+    size = np.log(abs(number) + 1e-30)
+    return sorted(others, key=lambda c: abs(np.log(abs(c) + 1e-30) - size))
+
+
 _TRUTH = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "xor", "is_finite"}
 
 
@@ -92,25 +97,16 @@ def _number(x: Any) -> float | None:
 
 def _passes(target: Target, start: int, stop: int) -> bool:
     """Whether the steps from one to another can be done, and the last by what the source has; nothing of it stays."""
-    mark, choices = target.leaves.mark(), list(target.choices)
-    kept = dict(target.values)
-    target.level_for_probes()
-    try:
-        for j in range(start, stop + 1):
-            target.step(j)
-        outs = [target.values[v] for v in target.graph.steps[stop].outs]
-        reads = [target.values[v] for v in target.graph.steps[stop].ins]
-        good = all(x is not None and not x.private for x in outs) and all(
-            x is not None and not x.private for x in reads
-        )
-        return good
-    except Exception:  # a constant where it makes no sense: that does not pass
-        return False
-    finally:
-        target.leaves.undo(mark)
-        target.choices[:] = choices
-        target.values.clear()
-        target.values.update(kept)
+    step = target.graph.steps[stop]
+    with target.tried():
+        target.level_for_probes()
+        try:
+            for j in range(start, stop + 1):
+                target.step(j)
+        except Exception:  # a constant where it makes no sense: that does not pass
+            return False
+        values = [target.values[v] for v in (*step.outs, *step.ins)]
+        return all(x is not None and not x.private for x in values)
 
 
 def _operation(target: Target, i: int) -> Parting | None:

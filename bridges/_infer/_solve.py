@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bridges._infer._backwards import joined, turned
+from bridges._infer._doubt import doubtful as doubtful_elements
 from bridges._infer._draw import drawn_inputs, drawn_leaves, positive
 from bridges._infer._found import STRUCTURE, VALUES, Evidence, Found, Network, Origin, Parting, Progress, Unplaced
 from bridges._infer._graph import Graph
@@ -156,7 +157,7 @@ def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
     origins, unplaced = {}, []
     evidence = _evidence(target)
     doubtful = np.zeros(leaves.num.size, bool)
-    doubtful[list(target.doubtful())] = True
+    doubtful[doubtful_elements(target)] = True
     for path in leaves.paths:
         refs = leaves.refs(path)
         known = leaves.known[refs]
@@ -202,8 +203,8 @@ def _evidence(target: Target) -> dict[str, Evidence]:
                 errors[path] = max(errors.get(path, 0.0), gap)
     starts = np.array([target.leaves.starts[p] for p in target.leaves.paths], np.int64)
     found: dict[str, Evidence] = {}
-    ends = [*[c.mark for c in target.choices], target.leaves.mark()][1:]
-    for choice, end in zip(target.choices, ends, strict=True):
+    ends = [*[c.mark for c in target.choices.made], target.leaves.mark()][1:]
+    for choice, end in zip(target.choices.made, ends, strict=True):
         refs = target.leaves.since(choice.mark, end)
         src, dst = source.steps[choice.entry.place[0]], graph.steps[choice.step]
         for k in np.unique(np.searchsorted(starts, refs[refs < target.leaves.count], "right") - 1):

@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from bridges._infer._element_keys import element_keys
 from bridges._infer._form import Form, Mono
 from bridges._infer._graph import Graph
-from bridges._infer._keys import U, fresh, mix, of_number, total
+from bridges._infer._keys import U, fresh, total
 from bridges._infer._leaves import Leaves
 from bridges._infer._numbers import host, numbers
 from bridges._infer._table import MOST_SLICES, SAME, Table, aligned, parted
-from bridges._infer._walk import Value, Walk
-
-_OFFSET = mix(np.array(77, U), 5)
-_MASKED = U(0x5DEECE66D1234567)
-_HIDDEN = -1e8
+from bridges._infer._value import Value
+from bridges._infer._walk import Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,56 +40,11 @@ class Entry:
     keys: np.ndarray
     place: tuple[int, int]
 
-
-def masks(form: Form) -> np.ndarray | None:
-    """Returns which elements a large negative number hides from a softmax: whatever is added to it, they are alike."""
-    added = [m.refs[0].shift for m in form.monos if m.num is None and len(m.refs) == 1]
-    added += [] if form.const is None else [form.const]
-    hidden = [x <= _HIDDEN for x in added if np.any(x <= _HIDDEN)]
-    return np.logical_or.reduce(np.broadcast_arrays(*hidden)) if hidden else None
-
-
-def element_keys(walk: Walk, form: Form, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns for each element which data it is made of, as a sum of keys: uint64 [shape]."""
-    out = np.zeros(shape, U)
-    with np.errstate(over="ignore"):
-        for at, scale in form.dots:
-            keys = row_keys_at(walk, at)
-            if np.any(scale != 1):
-                keys = np.where((scale != 1) & (keys != 0), mix(keys + of_number(scale), 23), keys)
-            out = out + keys
-        for gid, _ in form.atoms:
-            out = out + mix(gid, 7)
-        for mono in form.monos:
-            count = sum((r.ref >= 0).astype(U) for r in mono.refs)
-            if mono.num is None:
-                out = out + np.where(count > 0, _OFFSET, U(0))
-            else:
-                assert mono.gid is not None
-                out = out + np.where(count > 0, mix(mono.gid, 31), U(0))
-    if (masked := masks(form)) is not None:
-        out = np.where(masked, _MASKED, out)
-    return np.broadcast_to(out, shape)
-
-
-def row_keys_at(walk: Walk, at: np.ndarray) -> np.ndarray:
-    """Returns the keys of the rows of contraction outputs by global number; 0 for none."""
-    out = np.zeros(at.shape, U)
-    for c, here, local in parts(walk, at):
-        made = walk.contractions[c]
-        out[here] = made.keys[made.row[local]]
-    return out
-
-
-def parts(walk: Walk, at: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Returns the contractions that outputs are of: the contraction, where, and the outputs' numbers within it."""
-    flat = np.asarray(at)
-    owner = np.searchsorted(np.array(walk.starts), flat, "right") - 1
-    found = []
-    for c in np.unique(owner[flat >= 0]):
-        here = (owner == c) & (flat >= 0)
-        found.append((int(c), here, flat[here] - walk.starts[c]))
-    return found
+    def part(self, at: tuple[slice, ...]) -> Entry:
+        """Returns the part of the meeting that slices take."""
+        shape = self.keys.shape
+        form = self.form.each(lambda x: np.broadcast_to(x, shape)[at])
+        return Entry(form, self.num[at], self.gid[at], self.keys[at], self.place)
 
 
 class Source(Walk):
@@ -204,8 +157,7 @@ class Source(Walk):
             shape = entry.keys.shape
             step = shape[axis] // count
             at = (slice(None),) * axis + (slice(i * step, (i + 1) * step),)
-            form = entry.form.each(lambda x, s=shape, a=at: np.broadcast_to(x, s)[a])  # type: ignore[misc]
-            found.append(Entry(form, entry.num[at], entry.gid[at], entry.keys[at], entry.place))
+            found.append(entry.part(at))
         return found
 
     def record(self, form: Form, num: np.ndarray, gid: np.ndarray, place: tuple[int, int]) -> None:
