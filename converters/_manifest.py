@@ -25,7 +25,7 @@ from bridges.core import _flat
 from bridges.core._spec import abstract
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._op import Abstract
-from bridges.mapping._ops import op_from_dict
+from bridges.mapping._ops import recorded_op
 from bridges.mapping._plan import Item, Plan, dtype_of
 from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen
@@ -76,7 +76,7 @@ class Way:
             tuple(Abstract(tuple(shape), dtype_of(name)) for name, shape in given[key]) for key in ("in", "out")
         )
         sources, targets = tuple(given["sources"]), tuple(given["targets"])
-        ops = tuple(map(op_from_dict, given.get("ops", ())))
+        ops = tuple(map(recorded_op, given.get("ops", ())))
         stages = resolve(ops, ins, outs) if sources and targets and given["back"] else (ins, outs)
         item = Item(sources, targets, ops, stages, value=frozen(given.get("value")))
         return cls(item, bool(given["back"]), bool(given["exact"]))

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bridges.core._errors import MappingError, UnsupportedError, describe
@@ -237,8 +238,8 @@ class Lead(Op):
 class Pick(Op):
     """Keeps the first of the arrays, of all or of each group of `parts`; the way back writes it to all of them.
 
-    With `equal`, the arrays are known to be one, and values that differ are an error. Under a JAX transformation values
-    are not there to be compared, and are not.
+    With `equal`, the arrays are known to be one, and values that differ in a bit are an error. Under a JAX transformation
+    values are not there to be compared, and are not.
     """
 
     name = "pick"
@@ -259,8 +260,14 @@ class Pick(Op):
         count = len(xs) // len(outs)
         if self.equal and not any(isinstance(x, jax.core.Tracer) for x in xs):
             for i in range(0, len(xs), count):
-                if not all(_same_bits(xs[i], x) for x in xs[i + 1 : i + count]):
-                    raise UnsupportedError("these are one entry at the other end, and their values differ")
+                rest = range(i + 1, i + count)
+                if differ := [
+                    f"number {n} from number {i} {text}" for n in rest if (text := _difference(xs[i], xs[n]))
+                ]:
+                    raise UnsupportedError(
+                        f"these are one entry at the other end, and their values differ: {'; '.join(differ[:6])}."
+                        " `equal = false` at the op of a rule keeps the first."
+                    )
         return xs[::count]
 
     @property
@@ -274,18 +281,34 @@ class Pick(Op):
         raise UnsupportedError("one of several entries was picked, and the optimizer has a state for each")
 
 
-def _same_bits(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+def _difference(a: Any, b: Any) -> str:
+    """Returns in how many elements, and by how much, arrays of one shape and dtype differ; nothing where in no bit."""
+    if a is b:
+        return ""
+    a, b = (np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in (a, b))
+    if a.tobytes() == b.tobytes():
+        return ""
+    rows = [np.frombuffer(x.tobytes(), np.uint8).reshape(x.size, -1) for x in (a, b)]
+    other = np.any(rows[0] != rows[1], axis=1)
+    wide = np.complex128 if a.dtype.kind == "c" else np.float64
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        by = np.abs(a.astype(wide) - b.astype(wide)).ravel()[other]
+    nan = np.isnan(by)
+    most = f"by at most {np.max(by[~nan], initial=0.0):.3g}" + (" or NaN" if nan.any() else "")
+    return f"in {by.size} of {a.size} elements, {most}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Op):
-    """Writes each array to every target (of its group of `parts`); the way back keeps the first."""
+    """Writes each array to every target (of its group of `parts`).
+
+    The way back takes copies that are `equal`, and refuses others: they were trained apart, and which of them is meant
+    nobody can say. Not `equal`, it keeps the first.
+    """
 
     name = "copy"
     parts: int | None = None
-    equal: bool = False
+    equal: bool = True
 
     def infer(self, ins: list[Abstract]) -> list[Abstract] | None:
         return None if self.parts is None else [x for x in ins for _ in range(self.parts)]
@@ -296,6 +319,9 @@ class Copy(Op):
     @property
     def inverse(self) -> Op:
         return Pick(self.parts, self.equal)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "equal": self.equal}  # said in any case: what was written before meant False
 
     def moment(self, power: int) -> Op | None:
         raise UnsupportedError("one entry becomes several copies, which train apart from then on")

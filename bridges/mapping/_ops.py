@@ -47,3 +47,19 @@ def op_from_dict(given: Mapping[str, Any] | str | Op) -> Op:
     if name == Over.name:
         args["ops"] = tuple(map(op_from_dict, args.get("ops", ())))
     return OPS[name](**args)
+
+
+def recorded_op(given: Mapping[str, Any]) -> Op:
+    """Returns the op of what `to_dict` wrote into a plan or a manifest, today or in an earlier version.
+
+    A copy says since decision 70 whether it is `equal`; one that does not is of before, and is not.
+
+    >>> recorded_op({'op': 'copy'}), op_from_dict({'op': 'copy'})
+    (Copy(parts=None, equal=False), Copy(parts=None, equal=True))
+    """
+    op = op_from_dict(given)
+    if isinstance(op, Copy) and "equal" not in given:
+        return dataclasses.replace(op, equal=False)
+    if isinstance(op, Over):
+        return dataclasses.replace(op, ops=tuple(map(recorded_op, given["ops"])))
+    return op

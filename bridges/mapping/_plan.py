@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,7 +29,7 @@ from bridges.core._errors import (
 from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable, kind_type
 from bridges.core._state import State
 from bridges.mapping._op import Abstract, Op
-from bridges.mapping._ops import op_from_dict
+from bridges.mapping._ops import recorded_op
 from bridges.mapping._resolve import resolve
 from bridges.mapping._rule import frozen, thawed
 
@@ -209,10 +209,8 @@ class Plan:
           UnsupportedError: Entries that are tied at the target have different values.
         """
         _check(state, self.src, "source", self.src_random)
-        out: dict[str, Any] = {}
-        for item in self.items:
-            out.update(zip(item.targets, item.forward([state[p] for p in item.sources]), strict=True))
-        return State(out, self.dst.declared)
+        ways = ((item.targets, functools.partial(item.forward, [state[p] for p in item.sources])) for item in self)
+        return State(_run(ways), self.dst.declared)
 
     def inverse(self, state: Mapping[str, Any]) -> State:
         """Returns the source's state for the target's: the same plan run backwards.
@@ -223,10 +221,8 @@ class Plan:
             different values.
         """
         _check(state, self.dst, "target", self.dst_random)
-        out: dict[str, Any] = {}
-        for item in self.items:
-            out.update(zip(item.sources, item.inverse([state[p] for p in item.targets]), strict=True))
-        return State(out, self.src.declared)
+        ways = ((item.sources, functools.partial(item.inverse, [state[p] for p in item.targets])) for item in self)
+        return State(_run(ways), self.src.declared)
 
     def optimizer(self, opt_state: Any, src_params: Any, dst_params: Any, tx: Any = None, *, dst_tx: Any = None) -> Any:
         """Returns the native optax state of the target for that of the source.
@@ -349,13 +345,29 @@ class Plan:
         items = []
         for row in given["items"]:
             sources, targets = tuple(row["sources"]), tuple(row["targets"])
-            ops = tuple(map(op_from_dict, row.get("ops", ())))
+            ops = tuple(map(recorded_op, row.get("ops", ())))
             ends = [src[p] for p in sources], [dst[p] for p in targets]
             stages = resolve(ops, *ends) if sources and targets else tuple(map(tuple, ends))
             texts = {key: row.get(key, "") for key in ("how", "reason", "resume")}
             items.append(Item(sources, targets, ops, stages, value=frozen(row.get("value")), **texts))
         placements, notes, random = (tuple(map(tuple, given[key])) for key in ("placements", "notes", "random"))
         return cls(tuple(items), src, dst, placements, notes, *random)
+
+
+def _run(ways: Iterable[tuple[Sequence[str], Callable[[], Sequence[Any]]]]) -> dict[str, Any]:
+    """Returns the arrays of all items by path; what cannot be carried is said of all of them together."""
+    out: dict[str, Any] = {}
+    problems: list[UnsupportedError] = []
+    for paths, arrays in ways:
+        try:
+            out.update(zip(paths, arrays(), strict=True))
+        except UnsupportedError as err:
+            problems.append(err)
+    if len(problems) > 1:
+        raise UnsupportedError("These entries cannot be carried:\n" + listing(map(str, problems))) from problems[0]
+    if problems:
+        raise problems[0]
+    return out
 
 
 def _entries(state: State) -> dict[str, list[Any]]:

@@ -40,7 +40,7 @@ dst = "params/hidden/{leaf}"
 [[rules]]
 src = "params/embed/embedding"
 dst = ["params/embed/embedding", "params/logits/kernel"]
-ops = [{op = "copy", equal = true}, {op = "transpose", part = 1}]
+ops = ["copy", {op = "transpose", part = 1}]
 """).plan(in_linen, linen_adapter.spec(untied, tokens))
 # endregion
 
