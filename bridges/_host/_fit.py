@@ -1,8 +1,12 @@
-"""Whether entries fit a core part: those that a wrapper has, it checks itself; nobody else knows a core part's own."""
+"""Whether entries fit a core part: those that a wrapper has, it checks itself; nobody else knows a core part's own.
+
+Which entries are compared is the caller's: `check_fit` has a call to compare with, `ToNNX` what its calls made before. What
+is said of those that do not fit is `misfit`, for both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,17 +61,32 @@ def check_fit(
             extra = [p for p in extra if p not in (abstract_entries(host, run, {**flags, "train": train}) or extra)]
     else:
         extra = []
-    lines = [f"missing {name[p]!r} ({describe(lasting[p])}){hint(p, extra)}" for p in missing]
-    lines += [f"{name[p]!r}: got {describe(entries[p])}, wanted {describe(lasting[p])}" for p in wrong]
-    lines += [f"unexpected {name[p]!r}{hint(p, missing)}" for p in extra]
-    if lines:
-        error = MissingEntryError if missing else EntryShapeError if wrong else StructureError
-        raise error(
-            f"The entries of {host.module!r} are not those that its call makes:\n"
-            + listing(lines)
-            + "\nLoad what is missing or misshapen, and remove what is unexpected."
+    if missing or wrong or extra:
+        raise misfit(
+            f"The entries of {host.module!r} are not those that its call makes",
+            {name[p]: lasting[p] for p in missing},
+            {name[p]: (entries[p], lasting[p]) for p in wrong},
+            [name[p] for p in extra],
         )
     return expected
+
+
+def misfit(
+    what: str, missing: Mapping[str, Any], wrong: Mapping[str, tuple[Any, Any]], unknown: Sequence[str]
+) -> MissingEntryError | EntryShapeError | StructureError:
+    """Returns the error that lists all entries that do not fit.
+
+    Args:
+      what: The sentence about them, without its end.
+      missing: What is wanted, by name.
+      wrong: What there is and what is wanted, by name.
+      unknown: Names of what nothing asks for.
+    """
+    lines = [f"missing {n!r} ({describe(want)}){hint(n, unknown)}" for n, want in missing.items()]
+    lines += [f"{n!r}: got {describe(got)}, wanted {describe(want)}" for n, (got, want) in wrong.items()]
+    lines += [f"unexpected {n!r}{hint(n, missing)}" for n in unknown]
+    error = MissingEntryError if missing else EntryShapeError if wrong else StructureError
+    return error(f"{what}:\n{listing(lines)}\nLoad what is missing or misshapen, and remove what is unexpected.")
 
 
 def abstract_entries(host: Host, run: Callable[[], Any], flags: Mapping[str, Any]) -> State | None:

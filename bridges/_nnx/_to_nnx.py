@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bridges._host._drawing import may_draw
-from bridges._host._fit import check_fit
+from bridges._host._fit import check_fit, misfit
 from bridges._host._host import Host
 from bridges._host._training import settings
 from bridges._nnx._growing import Growing, collections_named
@@ -28,16 +28,7 @@ from bridges._nnx._namespace import Namespace, place, remove, variables_in
 from bridges._nnx._streams import NextKeys
 from bridges.core import BatchStat, Module, Param, State
 from bridges.core._context import context
-from bridges.core._errors import (
-    ContextError,
-    EntryShapeError,
-    MissingEntryError,
-    SeedError,
-    StructureError,
-    describe,
-    hint,
-    listing,
-)
+from bridges.core._errors import ContextError, MissingEntryError, SeedError, describe, listing
 from bridges.core._frame import Frame, enter
 from bridges.core._kind import Kind, is_transient, kind_type
 from bridges.core._pure import init
@@ -312,22 +303,16 @@ class ToNNX(Lean):
         if not known:
             return
         found = variables_in(vars(self)["variables"])
-        missing = [p for p in known if p not in found]
-        extra = [p for p, v in found.items() if p not in known and not is_transient(kind_of(v))]
-        wrong = [
-            f"{p!r}: got {describe(v.get_value())}, wanted {describe(known[p])}"
+        missing = {p: want for p, want in known.items() if p not in found}
+        unknown = [p for p, v in found.items() if p not in known and not is_transient(kind_of(v))]
+        wrong = {
+            p: (v.get_value(), known[p])
             for p, v in found.items()
             if p in known and _fixed(v) and tuple(v.get_value().shape) != known[p].shape
-        ]
-        lines = [f"missing {p!r} ({describe(known[p])}){hint(p, extra)}" for p in missing]
-        lines += [*wrong, *(f"unexpected {p!r}{hint(p, missing)}" for p in extra)]
-        if lines:
-            error = MissingEntryError if missing else EntryShapeError if wrong else StructureError
-            raise error(
-                f"The variables of this {self.host!r} are not those that it was initialised with:\n"
-                + listing(lines)
-                + "\nLoad what is missing or misshapen, and remove what is unexpected."
-            )
+        }
+        if missing or wrong or unknown:
+            what = f"The variables of this {self.host!r} are not those that it was initialised with"
+            raise misfit(what, missing, wrong, unknown)
 
 
 def _fixed(variable: nnx.Variable) -> bool:

@@ -12,8 +12,10 @@ from flax import nnx
 import bridges as br
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.haiku_adapter import ToHaiku
+from tests.parts import Calls as Calls
+from tests.parts import Core
+from tests.parts import X as X
 
-X = jnp.asarray(np.random.default_rng(3).normal(size=(4, 3)), jnp.float32)
 KEY = jax.random.PRNGKey(0)
 
 
@@ -66,22 +68,6 @@ class Coder(nn.Module):
 
     def decode(self, z):
         return self.dec(z)
-
-
-class Calls(br.Variable): ...
-
-
-class Core(br.Module):
-    size: int = 2
-
-    def __init__(self):
-        self.enc = br.HaikuModule(hk.nets.MLP, [5, 4])
-
-    def __call__(self, x):
-        x = self.get("head", br.FromFlax(nn.Dense), self.size)(self.enc(x))
-        calls = self.get("calls", jnp.zeros, (), jnp.int32, kind=Calls)
-        self.put("calls", calls + 1)
-        return x + self.get("bias", jnp.ones, (self.size,))
 
 
 def linen(part, *args, **kwargs):

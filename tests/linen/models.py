@@ -11,6 +11,9 @@ from flax import linen as nn
 from flax.core import AxisMetadata
 from flax.linen import partitioning
 
+from tests.arrays import inputs as inputs
+from tests.arrays import same as same
+
 
 def randomised(variables: Any, seed: int = 0) -> Any:
     """Returns the tree with every float leaf random, never the zeros and ones of an initialiser; integers are 0.
@@ -30,18 +33,6 @@ def randomised(variables: Any, seed: int = 0) -> Any:
 def variables_of(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Returns variables of a model with every number random."""
     return randomised(jax.eval_shape(lambda: model.init(jax.random.key(0), *args, **kwargs)))
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two trees have one structure and equal bits."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
-
-
-def inputs(*shape: int, seed: int = 3) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 class MLP(nn.Module):

@@ -10,20 +10,14 @@ from flax import linen as nn
 from flax import nnx
 
 import bridges as br
-from tests.linen.models import inputs, randomised
+from tests.linen.models import randomised
+from tests.parts import Calls
+from tests.parts import LinenNet as LinenNet
+from tests.parts import X as X
+from tests.parts import batch_net as batch_net
+from tests.parts import mlp as mlp
 
 KEY = jax.random.key(7)
-X = inputs(4, 3)
-
-
-def mlp(x):
-    return hk.nets.MLP([5, 2])(x)
-
-
-def batch_net(x, is_training=True):
-    x = hk.Linear(6)(x)
-    x = hk.BatchNorm(True, True, 0.9)(x, is_training)
-    return hk.Linear(2)(jax.nn.relu(x))
 
 
 def dropping(x, is_training=True):
@@ -49,9 +43,6 @@ class Net(nnx.Module):
         return self.dense(x)
 
 
-class Calls(br.Variable): ...
-
-
 class Core(br.Module):
     """A layer of each framework, a counter of a kind of its own, and something recorded."""
 
@@ -69,17 +60,6 @@ class Core(br.Module):
 
     def encode(self, x):
         return self.enc(x)
-
-
-class LinenNet(nn.Module):
-    """BatchNorm, dropout and something sown."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(6)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        self.sow("intermediates", "normed", x)
-        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
 def flat(variables):

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tests.arrays import equal as equal
+from tests.arrays import inputs as inputs
+from tests.arrays import same as same
+
 
 def randomised(module: Any, seed: int = 0) -> Any:
     """Returns the module with every float random, never the zeros and ones of an initialiser; keys and counts stay."""
@@ -22,24 +26,6 @@ def randomised(module: Any, seed: int = 0) -> Any:
 
     nnx.update(module, jax.tree.map(one, nnx.state(module)))
     return module
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two trees have one structure and equal bits."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(map(equal, jax.tree.leaves(a), jax.tree.leaves(b)))
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two arrays, or keys, have one dtype and equal bits."""
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        a, b = jax.random.key_data(a), jax.random.key_data(b)
-    return a.dtype == b.dtype and np.array_equal(np.asarray(a), np.asarray(b))
-
-
-def inputs(*shape: int, seed: int = 3) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 class MLP(nnx.Module):

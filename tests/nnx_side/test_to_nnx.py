@@ -18,47 +18,15 @@ import bridges as br
 from bridges import nnx_adapter
 from bridges._nnx._kinds import kind_of, made, variable_type
 from bridges._nnx._to_nnx import ToNNX
+from tests import parts
 from tests.hlo import compiled, opcodes
 from tests.nnx_side.models import inputs, randomised, same
-
-X = inputs(4, 3)
-
-
-def mlp(x):
-    return hk.nets.MLP([5, 2])(x)
+from tests.parts import Calls, X, batch_net, mlp
+from tests.parts import LinenNet as Net
 
 
-def batch_net(x, is_training=True):
-    x = hk.Linear(6)(x)
-    x = hk.BatchNorm(True, True, 0.9)(x, is_training)
-    return hk.Linear(2)(jax.nn.relu(x))
-
-
-class Net(nn.Module):
-    """BatchNorm, dropout and something sown."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(6)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        self.sow("intermediates", "normed", x)
-        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
-
-
-class Calls(br.Variable): ...
-
-
-class Core(br.Module):
-    size: int = 2
-
-    def __init__(self):
-        self.enc = br.HaikuModule(hk.nets.MLP, [5, 4])
-
-    def __call__(self, x):
-        x = self.get("head", br.FromFlax(nn.Dense), self.size)(self.enc(x))
-        calls = self.get("calls", jnp.zeros, (), jnp.int32, kind=Calls)
-        self.put("calls", calls + 1)
-        return x + self.get("bias", jnp.ones, (self.size,))
+class Core(parts.Core):
+    """With a method beside its call."""
 
     def encode(self, x):
         return self.enc(x)

@@ -8,30 +8,11 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import nnx
 
 import bridges as br
-from tests.nnx_side.models import inputs, randomised
-
-X = inputs(4, 3)
-
-
-def batch_net(x, is_training=True):
-    x = hk.Linear(6)(x)
-    x = hk.BatchNorm(True, True, 0.9)(x, is_training)
-    return hk.Linear(2)(jax.nn.relu(x))
-
-
-class Net(nn.Module):
-    """BatchNorm, dropout and something sown."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Dense(6)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        self.sow("intermediates", "normed", x)
-        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
+from tests.nnx_side.models import randomised
+from tests.parts import LinenNet, X, batch_net
 
 
 class Core(br.Module):
@@ -54,7 +35,7 @@ class Native(nnx.Module):
         return self.norm(self.linear(x))
 
 
-PARTS = {"haiku": batch_net, "linen": Net(), "core": Core, "nnx": Native}
+PARTS = {"haiku": batch_net, "linen": LinenNet(), "core": Core, "nnx": Native}
 
 
 def wrapped(part: str, seed: int | nnx.Rngs = 0) -> Any:
