@@ -11,7 +11,6 @@ Invariant: every leaf of the tree is in exactly one of `variables`, `optimizers`
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +18,12 @@ import jax
 import numpy as np
 
 from bridges.core import _flat
-from bridges.core._errors import hint, listing
+from bridges.core._errors import hint
 from bridges.core._spec import Spec
 from bridges.core._state import State
 from converters import _native
 from converters._errors import CheckpointError
+from converters._evidence import COLLECTIONS, evidence_of
 from converters._frameworks import FRAMEWORKS
 from converters.formats import LazyLeaf
 
@@ -38,11 +38,7 @@ _ROLES: dict[str, str] = {
     **dict.fromkeys(("model", "variables"), "variables"),
     **dict.fromkeys(("ema_params", "avg_params", "target_params", "polyak_params", "params_ema", "ema"), "twin"),
 }
-_COLLECTIONS = ("batch_stats", "cache", "intermediates", "losses", "spectral_stats", "params_axes", "perturbations")
 _WRAPPERS = ("default", "state", "train_state", "checkpoint", "items")  # a single key around the whole
-_AUTO = re.compile(r"[A-Z][A-Za-z0-9]*_[0-9]+")
-_HAIKU_LEAVES = {"w", "b", "offset", "embeddings"}
-_FLAX_LEAVES = {"kernel", "bias", "embedding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +189,7 @@ def _fields(tree: Any) -> list[tuple[Any, str, Any]] | None:
             role = "twin"
         if role == "params" and _has_params(value):
             role = "variables"
-        if key in _COLLECTIONS:
+        if key in COLLECTIONS:
             role = "collection"
         if role not in ("rest", "optimizer") and not _is_container(value):
             role = "rest"
@@ -222,7 +218,7 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
             variables["params"],
             {**{k: v for k, v in variables.items() if k != "params"}, **collections},
         )
-        evidence = _evidence(params, {"params", *collections})
+        evidence = evidence_of(params, {"params", *collections})
     else:
         params = _native.plain(variables if params is None else params)
         bare = (
@@ -230,9 +226,9 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
             or not isinstance(fields[0][0], str)
             or "params" not in dict.fromkeys(key for key, _, _ in fields)
         )
-        evidence = _evidence(params, set(collections) if bare else {"params", *collections})
+        evidence = evidence_of(params, set(collections) if bare else {"params", *collections})
     if framework is None:
-        framework, why = _decided(evidence, tree)
+        framework, why = evidence.decided([key for key, _ in _children(tree)])
     else:
         why = "as said"
     values = framework == "nnx" and _native.has_values(params)
@@ -259,85 +255,9 @@ def _sorted(tree: Any, fields: list[tuple[Any, str, Any]], framework: str | None
     return Contents(tree, framework, why, form, keys, entries, params, optimizers, twins, rest, values)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Evidence:
-    """For each framework what speaks for it, and what speaks against it."""
-
-    pro: Mapping[str, list[str]]
-    contra: Mapping[str, list[str]]
-
-
-def _evidence(params: Any, collections: set[str]) -> _Evidence:
-    pro: dict[str, list[str]] = {"haiku": [], "linen": [], "nnx": []}
-    contra: dict[str, list[str]] = {"haiku": [], "linen": [], "nnx": []}
-    params = _native.plain(params)
-    values = _native.has_values(params)
-    paths = [_flat.split(p) for p in _flat.flatten(_native.unwrapped(params) if values else params)]
-    modules = {segment for path in paths for segment in path[:-1]}
-    leaves = {path[-1] for path in paths if path}
-
-    def add(to: dict[str, list[str]], text: str, *frameworks: str) -> None:
-        for name in frameworks:
-            to[name].append(text)
-
-    if slashed := sorted(s for s in modules if "/" in s or s == "~"):
-        add(pro, f"a module is called {slashed[0]!r}", "haiku")
-        add(contra, f"a module is called {slashed[0]!r}", "linen", "nnx")
-    if paths and any(len(path) != 2 for path in paths):
-        deep = next(path for path in paths if len(path) != 2)
-        add(contra, f"{_flat.join(deep)!r} is not one module and one leaf", "haiku")
-    if values:
-        add(pro, "each leaf is {'value': array}", "nnx")
-        add(contra, "each leaf is {'value': array}", "haiku", "linen")
-    if numbers := sorted(s for s in modules if s.isdigit()):
-        add(pro, f"a part is called {numbers[0]}", "nnx")
-        add(contra, f"a part is called {numbers[0]}", "haiku", "linen")
-    if known := sorted(collections.intersection(_COLLECTIONS)):
-        add(pro, f"there is a collection {known[0]}", "linen")
-        add(contra, f"there is a collection {known[0]}", "haiku", "nnx")
-    if auto := sorted(s for s in modules if _AUTO.fullmatch(s)):
-        add(pro, f"a module is called {auto[0]!r}", "linen")
-        add(contra, f"a module is called {auto[0]!r}", "haiku")
-    if leaves & _FLAX_LEAVES:
-        leaf = min(leaves & _FLAX_LEAVES)
-        add(contra, f"a leaf is called {leaf!r}", "haiku")
-    elif leaves & _HAIKU_LEAVES:
-        leaf = min(leaves & _HAIKU_LEAVES)
-        add(pro, f"a leaf is called {leaf!r}", "haiku")
-        add(contra, f"a leaf is called {leaf!r}", "linen", "nnx")
-    if {"mean", "var"} <= leaves and "batch_stats" not in collections:
-        add(pro, "running statistics lie beside the weights", "nnx")
-        add(contra, "running statistics lie beside the weights", "linen")
-    if "params" in collections:
-        add(pro, "the weights lie under 'params'", "linen")
-    return _Evidence(pro, contra)
-
-
-def _decided(evidence: _Evidence, tree: Any) -> tuple[str, str]:
-    left = [name for name in evidence.pro if not evidence.contra[name]]
-    if len(left) > 1:
-        for_it = [name for name in left if evidence.pro[name]]
-        left = for_it if len(for_it) == 1 else left
-    if len(left) == 1:
-        reasons = evidence.pro[left[0]] or [
-            text for name, texts in evidence.contra.items() if name != left[0] for text in texts
-        ]
-        return left[0], "; ".join(dict.fromkeys(reasons[:2]))
-    lines = []
-    for name in evidence.pro:
-        texts = [f"for it: {t}" for t in evidence.pro[name]] + [f"against it: {t}" for t in evidence.contra[name]]
-        lines.append(f"{FRAMEWORKS[name]}: {'; '.join(texts) or 'nothing speaks for it or against it'}")
-    keys = [str(key) for key, _ in _children(tree)][:8]
-    raise CheckpointError(
-        f"It is not clear of which framework these variables are (the tree holds {', '.join(keys) or 'nothing'}):\n"
-        + listing(lines)
-        + "\nSay it (--framework), name the model that they are of (--from-model), or the part that holds them (--part)."
-    )
-
-
 def _flat_contents(tree: Mapping[str, Any], framework: str | None) -> Contents:
     """Returns the contents of a flat tree: paths are taken as they are, collections included."""
-    known = [p for p in tree if p.partition("/")[0] in ("params", "state", *_COLLECTIONS)]
+    known = [p for p in tree if p.partition("/")[0] in ("params", "state", *COLLECTIONS)]
     optimizers: dict[str, Any] = {}
     rest: dict[Any, Any] = {}
     entries = {}
@@ -355,7 +275,7 @@ def _flat_contents(tree: Mapping[str, Any], framework: str | None) -> Contents:
         if known:
             params = {p.partition("/")[2]: x for p, x in entries.items() if p.startswith("params/")}
             heads = {p.partition("/")[0] for p in known}
-            evidence = _evidence(_flat.nest(params), heads)
+            evidence = evidence_of(_flat.nest(params), heads)
             evidence.contra["haiku"][:] = [t for t in evidence.contra["haiku"] if "not one module" not in t]
             if "state" in heads:
                 evidence.contra["linen"].append("there is a collection state")

@@ -82,6 +82,21 @@ TARGET = together(
     click.option("--overwrite", is_flag=True, help="Replace what is at DST, once the new one is complete."),
 )
 
+PROOF = together(
+    click.argument("src", type=FILE),
+    click.argument("dst", type=FILE, required=False),
+    MODELS,
+    READING,
+    click.option(
+        "--train-from", metavar="REF", type=FILE, help="The model that SRC is of, in training mode; with --train-into."
+    ),
+    click.option("--train-into", metavar="REF", type=FILE, help="The model that the target is for, in training mode."),
+    click.option(
+        "--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … of optax, or file.py:name."
+    ),
+    click.option("--seed", type=int, default=0, help="For inputs of which only the shape is given. Default: 0."),
+)
+
 
 def reader_options(namedtuples: Sequence[str]) -> dict[str, Any]:
     """Returns the options of a format's reader."""

@@ -9,7 +9,6 @@ Nothing heavy is imported before a command runs: `bridges --help` needs no JAX.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -19,10 +18,11 @@ from typing import Any
 
 import click
 
-from converters._options import FILE, FRAMEWORK, JSON, MODELS, PART, READING, TARGET, reader_options, together
+from converters._failure import cannot, ended
+from converters._given import aside, planned, proof
+from converters._options import FILE, FRAMEWORK, JSON, MODELS, PART, PROOF, READING, TARGET, reader_options
 
-DIFFERS, CANNOT = 1, 2
-SCREEN = 40  # lines of an error
+DIFFERS = 1
 
 
 class _Commands(click.Group):
@@ -60,55 +60,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as err:
         return err.exit_code
     except click.UsageError as err:
-        return _cannot(given, err.format_message(), err.ctx.get_usage() if err.ctx else "")
+        return cannot(given, err.format_message(), err.ctx.get_usage() if err.ctx else "")
     except click.ClickException as err:
-        return _cannot(given, err.format_message())
+        return cannot(given, err.format_message())
     except (KeyboardInterrupt, click.Abort):
-        return _cannot(given, "Interrupted. Nothing was written that is not complete.")
+        return cannot(given, "Interrupted. Nothing was written that is not complete.")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of the pipe has gone; so has the need for more
         return 0
     except Exception as err:
         if os.environ.get("BRIDGES_TRACEBACK"):
             raise
-        return _cannot(given, _explained(err), explained_at=getattr(err, "help", "") if _ours(err) else "")
-
-
-def _ours(err: Exception) -> bool:
-    known = sys.modules.get("bridges.core._errors")
-    return known is not None and isinstance(err, known.BridgeError)
-
-
-def _explained(err: Exception) -> str:
-    if _ours(err):
-        return str(err)
-    if isinstance(err, (OSError, MemoryError)):
-        return f"{type(err).__name__}: {err}"
-    return (
-        f"{type(err).__name__}: {err}\nThis error was not foreseen. BRIDGES_TRACEBACK=1 in the environment shows where it"
-        " arose; please report it."
-    )
-
-
-def _cannot(given: Sequence[str], text: str, usage: str = "", explained_at: str = "") -> int:
-    if "--json" in given:
-        click.echo(json.dumps({"error": text} | ({"help": explained_at} if explained_at else {})))
-        return CANNOT
-    lines = text.splitlines()
-    if len(lines) > SCREEN:
-        lines = [*lines[: SCREEN - 1], f"… and {len(lines) - SCREEN + 1} more lines; --json has them all"]
-    from converters._outline import printable
-
-    shown = "\n".join(map(printable, lines))
-    click.echo(f"{usage}\n\n{shown}" if usage else f"bridges: {shown}", err=True)
-    if explained_at:
-        click.echo(f"See {explained_at}", err=True)
-    return CANNOT
-
-
-def _aside() -> contextlib.AbstractContextManager[Any]:
-    """What models print while they run goes to the standard error: the standard output is the command's."""
-    return contextlib.redirect_stdout(sys.stderr)
+        return ended(given, err)
 
 
 def _print(as_json: bool, data: Callable[[], Any], text: Callable[[], str]) -> None:
@@ -203,7 +166,7 @@ def plan(as_json: bool, **given: Any) -> None:
     \b
         bridges plan params.pkl model.msgpack --into nets.py:model --input 'float32[1,8]'
     """
-    job = _job(**given)
+    job = planned(**given)
 
     def data() -> dict[str, Any]:
         made = json.loads(job.plan.to_json()) if job.plan is not None else None
@@ -257,55 +220,10 @@ def convert(back: bool, no_manifest: bool, as_json: bool, **given: Any) -> None:
                 given["src"], given["dst"], format=given["to_format"], overwrite=given["overwrite"], progress=progress
             )
     else:
-        job = _job(**given)
-        with _aside(), Progress("converting", job.nbytes, quiet=as_json) as progress:
+        job = planned(**given)
+        with aside(), Progress("converting", job.nbytes, quiet=as_json) as progress:
             done = run(job, overwrite=given["overwrite"], manifest=not no_manifest, progress=progress)
     _print(as_json, done.to_dict, lambda: str(done))
-
-
-def _arguments(
-    src: str,
-    dst: str,
-    from_model: str | None,
-    into: str | None,
-    inputs: Sequence[str],
-    mapping: str | None,
-    to_format: str | None,
-    namedtuples: Sequence[str],
-    optimizer: str | None,
-    **rest: Any,
-) -> dict[str, Any]:
-    """Returns the arguments of `converters.convert` for those of the command."""
-    from bridges.mapping._mapping import Mapping
-    from converters._inputs import parse
-    from converters._models import load
-    from converters._transformation import transformation
-
-    args, kwargs = parse(inputs)
-    models = [load(reference) if reference else None for reference in (from_model, into)]
-    if any(models) and not inputs and any(m is not None and m.framework != "nnx" for m in models):
-        name = next(m.name for m in models if m is not None and m.framework != "nnx")
-        raise click.UsageError(f"{name} is made by its inputs: give them, such as --input 'float32[1,28,28,1]'.")
-    return {
-        "src": src,
-        "dst": dst,
-        "src_model": models[0],
-        "dst_model": models[1],
-        "inputs": args,
-        "kwargs": kwargs,
-        "mapping": Mapping.load(mapping) if mapping else None,
-        "format": to_format,
-        "options": reader_options(namedtuples),
-        "tx": transformation(optimizer) if optimizer else None,
-        **rest,
-    }
-
-
-def _job(**given: Any) -> Any:
-    from converters._job import Job
-
-    with _aside():
-        return Job.of(**_arguments(**given))
 
 
 @bridges.command()
@@ -342,7 +260,7 @@ def infer(
     from converters._progress import Steps
 
     args, kwargs = parse(inputs, 0)
-    with _aside(), Steps("inferring", quiet=as_json) as progress:
+    with aside(), Steps("inferring", quiet=as_json) as progress:
         found = Inferred.of(load(from_model), load(into), args, kwargs, progress.at)
     if output:
         found.write(output, overwrite)
@@ -354,24 +272,8 @@ def infer(
     ctx.exit(0 if found.complete else DIFFERS)
 
 
-_PROOF = together(
-    click.argument("src", type=FILE),
-    click.argument("dst", type=FILE, required=False),
-    MODELS,
-    READING,
-    click.option(
-        "--train-from", metavar="REF", type=FILE, help="The model that SRC is of, in training mode; with --train-into."
-    ),
-    click.option("--train-into", metavar="REF", type=FILE, help="The model that the target is for, in training mode."),
-    click.option(
-        "--optimizer", metavar="NAME", help="Compare a training step, too: adam, sgd, … of optax, or file.py:name."
-    ),
-    click.option("--seed", type=int, default=0, help="For inputs of which only the shape is given. Default: 0."),
-)
-
-
 @bridges.command()
-@_PROOF
+@PROOF
 @JSON
 @click.pass_context
 def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
@@ -384,14 +286,14 @@ def verify(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     \b
         bridges verify params.pkl model.msgpack --from-model old.py:forward --into new.py:model --input batch.npz
     """
-    with _aside():
-        found = _proof(**given)
+    with aside():
+        found = proof(**given)
     _print(as_json, found.to_dict, lambda: str(found))
     ctx.exit(0 if found.ok else DIFFERS)
 
 
 @bridges.command()
-@_PROOF
+@PROOF
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
 @JSON
@@ -406,52 +308,12 @@ def report(ctx: click.Context, /, output: str, overwrite: bool, as_json: bool, *
     """
     from converters._atomic import replacing
 
-    with _aside():
-        found = _proof(**given)
+    with aside():
+        found = proof(**given)
     with replacing(output, overwrite) as temporary:
         temporary.write_text(found.html(), "utf-8")
     _print(as_json, lambda: {"report": output, "verdict": found.verdict}, lambda: f"{output}: {found.verdict}")
     ctx.exit(0 if found.ok else DIFFERS)
-
-
-def _proof(
-    src: str,
-    dst: str | None,
-    from_model: str | None,
-    into: str | None,
-    train_from: str | None,
-    train_into: str | None,
-    inputs: Sequence[str],
-    mapping: str | None,
-    optimizer: str | None,
-    seed: int,
-    namedtuples: Sequence[str],
-    **reading: Any,
-) -> Any:
-    from bridges.mapping._mapping import Mapping
-    from converters._inputs import parse
-    from converters._models import load
-    from converters._proof import prove
-
-    if not from_model or not into:
-        raise click.UsageError("Two models are compared: give --from-model and --into.")
-    if bool(train_from) != bool(train_into):
-        raise click.UsageError("--train-from and --train-into go together.")
-    args, kwargs = parse(inputs, seed)
-    train = (load(train_from), load(train_into)) if train_from and train_into else None
-    return prove(
-        src,
-        dst,
-        load(from_model),
-        load(into),
-        args,
-        kwargs,
-        mapping=Mapping.load(mapping) if mapping else None,
-        train=train,
-        optimizer=optimizer,
-        options=reader_options(namedtuples),
-        **reading,
-    )
 
 
 @bridges.command()
