@@ -12,6 +12,7 @@ import pytest
 
 import converters
 from converters import cli
+from converters._failure import SCREEN
 from tests.wheel import make_files
 
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_done_is_one_error(bridges, tmp_path, name):
     args, text = WRONG[name]
     before = sorted(tmp_path.iterdir())
     status, out, err = bridges(*args)
-    assert (status, out) == (2, "") and text in err and len(err.splitlines()) <= cli.SCREEN + 3
+    assert (status, out) == (2, "") and text in err and len(err.splitlines()) <= SCREEN + 3
     status, out, err = bridges(*args, "--json")
     assert (status, err) == (2, "") and text in json.loads(out)["error"]
     assert sorted(tmp_path.iterdir()) == before
