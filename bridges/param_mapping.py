@@ -11,15 +11,15 @@ Knows JAX and NumPy only: no framework, and no file format but its own TOML. doc
 
 from bridges.mapping._conventions import conventions as conventions
 from bridges.mapping._conventions import frameworks as frameworks
+from bridges.mapping._hyper import Agree as Agree
+from bridges.mapping._hyper import Hyper as Hyper
 from bridges.mapping._mapping import Mapping as Mapping
 from bridges.mapping._mapping import Part as Part
 from bridges.mapping._op import Op as Op
 from bridges.mapping._ops import OPS as OPS
 from bridges.mapping._plan import Item as Item
 from bridges.mapping._plan import Plan as Plan
-from bridges.mapping._rule import Agree as Agree
-from bridges.mapping._rule import Hyper as Hyper
-from bridges.mapping._rule import LayerRow as LayerRow
+from bridges.mapping._row import LayerRow as LayerRow
 from bridges.mapping._rule import Rule as Rule
 from bridges.mapping._template import Template as Template
 from bridges.mapping._verdicts import Verdict as Verdict

@@ -23,12 +23,12 @@ import numpy as np
 
 from bridges.core import _flat
 from bridges.core._spec import abstract
+from bridges.mapping._data import frozen
 from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._op import Abstract
 from bridges.mapping._ops import recorded_op
 from bridges.mapping._plan import Item, Plan, dtype_of
 from bridges.mapping._resolve import resolve
-from bridges.mapping._rule import frozen
 from converters._errors import CheckpointError
 from converters._structure import described
 from converters._tracked import Plain, places

@@ -13,7 +13,7 @@ from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.core._errors import MappingError
 from bridges.core._spec import Layer
 from bridges.mapping._agree import normal
-from bridges.mapping._rule import Hyper
+from bridges.mapping._hyper import Hyper
 from bridges.param_mapping import conventions
 from tests.case import Inline, some, true, unrolled
 from tests.layers.convolutions import MASK

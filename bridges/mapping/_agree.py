@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridges.core._spec import Layer
-from bridges.mapping._rule import Agree, Hyper
+from bridges.mapping._hyper import Agree, Hyper
 
 UNKNOWN = object()
 

@@ -16,10 +16,12 @@ from typing import Any
 
 from bridges.core._errors import MappingError, hint
 from bridges.mapping._each import Cast, Each, Reshape
+from bridges.mapping._hyper import Agree
 from bridges.mapping._lists import Concat, Copy, Lead, Pick, Reorder, Split, Sum
 from bridges.mapping._mapping import Mapping, Part
 from bridges.mapping._op import Op
-from bridges.mapping._rule import Agree, LayerRow, Rule
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 from bridges.mapping._template import Template
 
 

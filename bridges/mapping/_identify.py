@@ -15,7 +15,8 @@ from typing import Any
 
 from bridges.core._spec import Layer
 from bridges.mapping._op import Abstract
-from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 from bridges.mapping._template import Index, Template
 
 Slots = dict[int, tuple[str, ...]]  # rule of the row -> its entries at this end

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from bridges.core._errors import MappingError
 from bridges.core._spec import Spec
 from bridges.mapping import _toml
-from bridges.mapping._rule import LayerRow, Rule, check_keys
+from bridges.mapping._data import check_keys
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 from bridges.mapping._template import Template
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from bridges.core._errors import (
 )
 from bridges.core._kind import BatchStat, Cache, Intermediate, Kind, Param, RngState, Variable, kind_type
 from bridges.core._state import State
+from bridges.mapping._data import frozen, thawed
 from bridges.mapping._op import Abstract, Op
 from bridges.mapping._ops import recorded_op
 from bridges.mapping._resolve import resolve
-from bridges.mapping._rule import frozen, thawed
 
 if TYPE_CHECKING:
     from bridges.mapping._axes import AxisNames

@@ -22,7 +22,8 @@ from bridges.mapping._identify import Found, cut, identify
 from bridges.mapping._lists import Copy
 from bridges.mapping._mapping import Mapping
 from bridges.mapping._op import Abstract, Op, like, shapes
-from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 from bridges.mapping._template import Index
 
 Entries = dict[str, Abstract]

@@ -12,7 +12,8 @@ import numpy as np
 from bridges.mapping._conventions import conventions, frameworks
 from bridges.mapping._op import Abstract
 from bridges.mapping._plan import EVALUATION, EXACT, NOT_EXACT, ROUNDING
-from bridges.mapping._rule import LayerRow, Rule
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 
 REFUSED = "refused"
 _WORST = (EXACT, ROUNDING, EVALUATION, NOT_EXACT, REFUSED)

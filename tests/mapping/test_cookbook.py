@@ -7,7 +7,9 @@ import pathlib
 import re
 
 from bridges.mapping import _mapping, _template
-from bridges.mapping._rule import Agree, LayerRow, Rule
+from bridges.mapping._hyper import Agree
+from bridges.mapping._row import LayerRow
+from bridges.mapping._rule import Rule
 from bridges.param_mapping import Mapping
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "cookbook.md").read_text("utf-8")
