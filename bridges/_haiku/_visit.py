@@ -18,7 +18,15 @@ from bridges._host._host import OUTSIDE, Host
 from bridges._host._training import told
 from bridges.core import Param
 from bridges.core._context import Context
-from bridges.core._errors import BridgeError, MissingEntryError, SeedError, StructureError, UnsupportedError, listing
+from bridges.core._errors import (
+    BridgeError,
+    CreateError,
+    MissingEntryError,
+    SeedError,
+    StructureError,
+    UnsupportedError,
+    listing,
+)
 from bridges.core._flat import SEPARATOR, under
 from bridges.core._frame import Frame, enter
 from bridges.core._kind import Kind, kind_type
@@ -201,4 +209,9 @@ def _note(err: BridgeError, module: hk.Module, host: Host) -> None:
         f"This happened in the Haiku module {name!r}. The entry {below!r} is params[{name + '/…'!r}] there, and {root!r} is"
         f" state[{name + '/…'!r}] if it is no parameter."
         + (" A key goes to init(key, …) and apply(params, key, …)." if isinstance(err, SeedError) else "")
+        + (
+            " What a call creates is made where init runs that call too: `if hk.running_init(): net.start(…)`."
+            if isinstance(err, CreateError)
+            else ""
+        )
     )

@@ -28,7 +28,7 @@ from bridges._nnx._namespace import Namespace, place, remove, variables_in
 from bridges._nnx._streams import NextKeys
 from bridges.core import BatchStat, Module, Param, State
 from bridges.core._context import context
-from bridges.core._errors import ContextError, MissingEntryError, SeedError, describe, listing
+from bridges.core._errors import ContextError, CreateError, MissingEntryError, SeedError, describe, listing
 from bridges.core._frame import Frame, enter
 from bridges.core._kind import Kind, is_transient, kind_type
 from bridges.core._pure import init
@@ -49,8 +49,9 @@ class ToNNX(Lean):
     has `flax.nnx.bridge.ToNNX`; with several streams those of `part.init({'params': …, 'dropout': …}, x)`, where each is
     `rngs.fork()[name]()`. An integer or key for `rngs` is not forked: `key = nnx.Rngs(0)()`.
 
-    A call reads the Variables, runs the part, and sets those that the part modified: no `mutable` is needed. Where a
-    caller passes it to a Linen part it decides, and a collection that it names and that is not there yet is made, as a
+    A call reads the Variables, runs the part, and sets those that the part modified: no `mutable` is needed. An NNX part
+    may make Variables in any call, as everywhere in NNX (`init_cache`); others make them in `lazy_init`. Where a caller
+    passes `mutable` to a Linen part it decides, and a collection that it names and that is not there yet is made, as a
     cache is in Linen. What is sown is held in `nnx.Intermediate` Variables of one shape, anew at each call. `train()` and
     `eval()` (and `set_attributes`, `nnx.view`) decide about `is_training`, `train`, `training`, `deterministic` or
     `use_running_average`, whichever the call takes, unless it is passed.
@@ -250,6 +251,8 @@ class ToNNX(Lean):
         new = []
         if mutable is not None and self.host.framework == "flax.linen":
             new = [self.host.inner(name) for name in collections_named(mutable, vars(self)["variables"])]
+        elif self.host.framework == "flax.nnx":
+            new = [""]  # Any call of an NNX module may make Variables (`init_cache`).
         ctx = Growing(state, new, streams=streams, flags=self._flags(), root=self.host.module)
         try:
             with enter(Frame(ctx, None)):
@@ -257,6 +260,12 @@ class ToNNX(Lean):
         except SeedError as err:
             if streams is None:
                 _noted(err)
+            raise
+        except CreateError as err:
+            err.add_note(
+                "This happened in ToNNX, where lazy_init with the same method and arguments makes what a call creates:"
+                " model.lazy_init(*args, method=…)."
+            )
             raise
         for path in ctx.modified:
             if path in state and ctx.entries[path] is not state[path]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 import bridges as br
 from bridges.haiku_adapter import ToHaiku
@@ -137,3 +138,36 @@ def test_errors_of_the_constructor():
         hk.transform(lambda x: ToHaiku(nn.Dense(2), 3)(x)).init(KEY, X)
     with pytest.raises(br.UnsupportedError, match="cannot be hosted"):
         hk.transform(lambda x: ToHaiku(3)(x)).init(KEY, X)
+
+
+def test_what_a_call_would_create_outside_of_init_is_refused_with_the_way():
+    class Decoder(nnx.Module):
+        def __init__(self, rngs):
+            self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+
+        def __call__(self, x):
+            return self.attention(x)
+
+        def start(self, shape):
+            self.attention.init_cache(shape)
+
+    def both(with_init):
+        def f():
+            net = br.ToHaiku(Decoder, name="net")
+
+            def init(x):
+                net.start(x.shape) if with_init else None
+                return net(x)
+
+            return init, (net.start, net)
+
+        return hk.multi_transform_with_state(f)
+
+    x = jnp.ones((2, 3, 4))
+    params, state = both(False).init(KEY, x)
+    with pytest.raises(br.CreateError) as err:
+        both(False).apply[0](params, state, None, x.shape)
+    assert "if hk.running_init(): net.start(" in "".join(err.value.__notes__)
+    params, state = both(True).init(KEY, x)
+    both(True).apply[0](params, state, None, x.shape)
+    assert state["net/cache/attention"]["cached_key"].shape == (2, 3, 2, 2)

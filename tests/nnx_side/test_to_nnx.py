@@ -1073,3 +1073,44 @@ def test_the_training_step_is_native(part):
     one, two = compiled(step(ours), params, rest), compiled(step(apply), weights, stats)
     assert opcodes(one) == opcodes(two)
     assert same(one(params, rest)[2], two(weights, stats)[2])
+
+
+class Decoder(nnx.Module):
+    """Makes its cache when it is asked to, as decoders of NNX do."""
+
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+
+    def start(self, shape):
+        self.attention.init_cache(shape)
+
+    def __call__(self, x, decode=False):
+        return self.attention(x, decode=decode)
+
+
+def test_an_nnx_part_makes_variables_in_a_call():
+    x = jax.random.normal(jax.random.key(1), (3, 2, 4))
+    native = Decoder(nnx.Rngs(0))
+    model = br.ToNNX(Decoder, rngs=nnx.Rngs(1)).lazy_init(x)
+    nnx.update(model, {"variables": {"params": nnx.to_pure_dict(nnx.state(native, nnx.Param))}})
+    model.start(x.shape)
+    native.start(x.shape)
+    for t in range(2):
+        token = x[:, t : t + 1]
+        np.testing.assert_array_equal(model(token, decode=True), native(token, decode=True))
+    assert isinstance(model.variables["cache"]["attention"]["cached_key"], nnx.Cache)
+
+
+def test_what_a_core_part_would_create_in_a_call_is_refused_with_the_way():
+    class Counts(br.Module):
+        def __call__(self, x):
+            return x * self.get("scale", jnp.ones, ())
+
+        def start(self):
+            return self.get("calls", jnp.zeros, ())
+
+    model = br.ToNNX(Counts()).lazy_init(jnp.ones(2))
+    with pytest.raises(br.CreateError) as caught:
+        model.start()
+    assert "model.lazy_init(*args, method=" in "".join(caught.value.__notes__)
+    assert model.lazy_init(method="start").start() == 0
