@@ -18,7 +18,7 @@ from bridges.mapping._mapping import Mapping as Rules
 from bridges.mapping._plan import Plan
 from converters._atomic import replacing_all
 from converters._job import Job
-from converters._ledger import Ledger, checksums_of_file
+from converters._ledger import Ledger, checksums_of_file, summed
 from converters._manifest import Way, end, manifest_of, residue_of, ways, written
 from converters._outline import size
 from converters._structure import mapped
@@ -161,11 +161,13 @@ def run(
         lost = _lost(job, found)
         leaves = flatten(job.source.tree)
         for way in found:
-            if not _same_bytes(way.item) or not way.exact:
+            if way.exact and _same_bytes(way.item):
+                ledger.same(way.item.targets[0], leaves[way.item.sources[0]])
+            else:
                 for path in way.item.sources:
                     ledger.read(path, leaves[path])
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            whole = pool.submit(checksums_of_file, job.source.path) if manifest else None
+            whole = summed(job.source.path, leaves, pool) if manifest else None
             job.format.module().write(temporary, mapped(ledger.pulled, job.tree), job.metadata)
             if lost:
                 npz.write(residue, {path: _storable(leaf) for path, leaf in lost.items()}, {})
@@ -173,7 +175,7 @@ def run(
                 notes.append(f"The target does not hold {len(lost)} arrays of the source; for the way back they are in")
                 notes[-1] += f" {places[1].name} ({size(size_)})"
             if whole is not None:
-                _write_manifest(job, note, residue, found, lost, ledger, whole.result(), notes)
+                _write_manifest(job, note, residue, found, lost, ledger, whole, notes)
     return Conversion(
         job.source.path,
         job.path,
@@ -215,7 +217,7 @@ def _write_manifest(
     found: Sequence[Way],
     lost: Mapping[str, Any],
     ledger: Ledger,
-    whole: Mapping[str, Any],
+    whole: Callable[[Mapping[str, Mapping[str, str]]], Mapping[str, Any]],
     notes: Sequence[str],
 ) -> None:
     pulled, seen = ledger.sums()
@@ -227,7 +229,9 @@ def _write_manifest(
         end(source.path.name, source.format, framework, source.tree, seen),
         end(job.path.name, job.format.name, job.framework, job.tree, pulled),
     )
-    ends[0].update({"file": whole, "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)})
+    ends[0].update(
+        {"file": whole(seen), "why": job.contents.why if job.contents else "", "metadata": dict(source.metadata)}
+    )
     held = (
         {"name": residue_of(job.path).name, "file": checksums_of_file(residue), "entries": sorted(lost)}
         if lost

@@ -52,20 +52,23 @@ class Leaf(LazyLeaf):
     """A leaf of a source.
 
     Attributes:
-      seen: Called with the array each time that it is read; None for nothing.
+      seen: Called with the array each time that it is read, to have it summed and checked; None for nothing.
     """
 
     __slots__ = ("seen",)
 
     def __init__(self, leaf: Any):
         lazy = isinstance(leaf, LazyLeaf)
-        super().__init__(leaf.shape, leaf.dtype, leaf.read if lazy else lambda: leaf, getattr(leaf, "where", ""))
+        pull = leaf.unchecked if lazy else lambda: leaf
+        rest = (leaf.where, leaf.place, leaf.check) if lazy else ("", None, None)
+        super().__init__(leaf.shape, leaf.dtype, pull, *rest)
         self.seen: Callable[[Any], None] | None = None
 
     def read(self) -> Any:
-        value = super().read()
-        if self.seen is not None:
-            self.seen(value)
+        if self.seen is None:
+            return super().read()
+        value = self.unchecked()
+        self.seen(value)
         return value
 
 

@@ -10,6 +10,7 @@ Invariant: `np.asarray(leaf)` has `leaf.shape` and `leaf.dtype`, or an error is 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from bridges.core._errors import describe
 from converters._errors import CheckpointError
+from converters.formats._source import Place
 
 
 class LazyLeaf:
@@ -29,14 +31,24 @@ class LazyLeaf:
       read: Gives the array, NumPy's (for PRNG keys JAX's). May be a view into a memory map, which then must not be
         written to. Raises `CheckpointError` where the file is damaged.
       where: What an error calls it: the file and the path in it.
+      place: Where its bytes lie in a file, if they lie there as `blocks` yields them: in row-major order, little endian.
+      check: Takes the CRC-32 of these bytes, and raises `CheckpointError` if the file says another; None if it says none.
     """
 
-    __slots__ = ("shape", "dtype", "_read", "where")
+    __slots__ = ("shape", "dtype", "_read", "where", "place", "check")
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], Any], where: str = ""):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        read: Callable[[], Any],
+        where: str = "",
+        place: Place | None = None,
+        check: Callable[[int], None] | None = None,
+    ):
         self.shape = tuple(shape)
         self.dtype = dtype if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype)
-        self._read, self.where = read, where
+        self._read, self.where, self.place, self.check = read, where, place, check
 
     @property
     def ndim(self) -> int:
@@ -59,6 +71,13 @@ class LazyLeaf:
         Raises:
           CheckpointError: It cannot be read, or is not what was promised.
         """
+        value = self.unchecked()
+        if self.check is not None:
+            self.check(zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data))
+        return value
+
+    def unchecked(self) -> Any:
+        """Returns the array; who sums it anyway gives the sum to `check`, before anything relies on the values."""
         value = self._read()
         if tuple(value.shape) != self.shape or value.dtype != self.dtype:
             raise CheckpointError(f"{self.where or 'a leaf'} was said to be {describe(self)} and is {describe(value)}.")

@@ -238,7 +238,10 @@ def _leaf(
     if not isinstance(raw, Payload):
         return arranged(np.frombuffer(bytearray(raw), np.uint8) if raw else np.empty(0, np.uint8))
     payload = raw
-    return LazyLeaf(final, native, lambda: arranged(_read(source, payload, size, where)), f"{source.path}, {where}")
+    place = source.place(payload.offset, shape, kind) if axes is None and not payload.text else None
+    return LazyLeaf(
+        final, native, lambda: arranged(_read(source, payload, size, where)), f"{source.path}, {where}", place
+    )
 
 
 def _bytes(node: Any) -> bytes | Payload:

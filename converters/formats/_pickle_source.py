@@ -148,6 +148,9 @@ class Source(Protocol):
           CheckpointError: The file was changed since it was opened, or cannot be read.
         """
 
+    def place(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> _source.Place | None:
+        """Returns the place of an array in the file; None if it is not to be found there."""
+
 
 def error(source: Source, offset: int, text: str) -> CheckpointError:
     """Returns the error of something wrong at a place."""
@@ -207,6 +210,9 @@ class Unpacked:
     def open(self) -> IO[bytes]:
         self._file.seek(0)
         return _Kept(self._file)  # type: ignore[return-value]
+
+    def place(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        return None
 
     def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         found = np.empty(shape, dtype)

@@ -16,7 +16,7 @@ import os
 import pathlib
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from converters._errors import CheckpointError
 # Below this many bytes a copy costs less than the page faults of a view.
 SMALL = 1 << 17
 MAPS = 4  # alive at a time
+LARGE = 1 << 20  # bytes of an array from which on its checksum is not taken twice; below, bookkeeping costs as much
 
 
 @contextlib.contextmanager
@@ -57,6 +58,20 @@ def damaged(where: Any, reason: str) -> CheckpointError:
     return CheckpointError(f"{where} is damaged: {reason}. Take another copy of the file, or write it again.")
 
 
+class Place(NamedTuple):
+    """Where an array's bytes lie.
+
+    Attributes:
+      source: The file.
+      at: The position of the first byte.
+      size: How many there are.
+    """
+
+    source: Source
+    at: int
+    size: int
+
+
 class Source:
     """A file, open for reading.
 
@@ -83,6 +98,11 @@ class Source:
         if len(found) < count:
             raise damaged(self.path, f"it ends at byte {at + len(found):,} where {at + count:,} were expected")
         return found
+
+    def place(self, at: int, shape: tuple[int, ...], dtype: np.dtype) -> Place | None:
+        """Returns the place of an array in row-major order; None if it is small, or not little endian."""
+        count = math.prod(shape) * dtype.itemsize
+        return Place(self, at, count) if count >= LARGE and dtype == dtype.newbyteorder("<") else None
 
     def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype, fortran: bool = False) -> np.ndarray:
         """Returns the array whose bytes begin at `at`, in the native byte order; it must not be written to.

@@ -182,7 +182,9 @@ def _value(source: Source, heads: Heads, head: Head, frames: list[_Frame]) -> An
             if shape:
                 raise damaged(where, f"a scalar has the shape {shape}")
             return source.array(at, shape, dtype.newbyteorder("<"))[()]
-        return LazyLeaf(shape, dtype, functools.partial(source.array, at, shape, dtype.newbyteorder("<")), where)
+        kept = dtype.newbyteorder("<")
+        pull = functools.partial(source.array, at, shape, kept)
+        return LazyLeaf(shape, dtype, pull, where, source.place(at, shape, kept))
 
 
 def _array(source: Source, heads: Heads, ext: Head) -> tuple[tuple[int, ...], np.dtype, int]:

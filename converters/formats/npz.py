@@ -20,22 +20,23 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from bridges.core._errors import UnsupportedError
 from converters._errors import CheckpointError
-from converters.formats import _entries, _layout
+from converters.formats import _crc, _entries, _layout
 from converters.formats._checkpoint import Checkpoint
 from converters.formats._dtypes import EXTENDED
 from converters.formats._lazy import LazyLeaf
 from converters.formats._output import output
-from converters.formats._source import Source, damaged, reading
+from converters.formats._source import LARGE, Place, Source, damaged, reading
 
 _LIMIT = 0xFFFF  # bytes of a comment or a name, as the zip format has it
 _HEADER = 16_384  # bytes in which a .npy header must fit
 _EMPTY: dict[str, Any] = {"None": None, "{}": {}}
+_DAMAGED = "its bytes do not have the checksum that was written with them"
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -104,13 +105,30 @@ def write(path: pathlib.Path, tree: Any, metadata: Mapping[str, str]) -> None:
             empty = _entries.is_empty(leaf)
             mark = "None" if leaf is None else "{}"
             shape, dtype = ((0,), np.dtype([(mark, "V1")])) if empty else _entries.spec(leaf)
-            header = _header(shape, dtype)
-            info = zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0))
-            info.file_size = len(header) + dtype.itemsize * math.prod(shape)
-            with archive.open(info, "w") as member:
-                member.write(header)
-                if not empty:
-                    _entries.copy(leaf, dtype, member)
+            _append(archive, file, f"{key}.npy", _header(shape, dtype), None if empty else leaf, dtype)
+        archive.start_dir = file.tell()
+
+
+def _append(archive: zipfile.ZipFile, file: BinaryIO, name: str, header: bytes, leaf: Any, dtype: np.dtype) -> None:
+    """Writes a member as `archive.open(info, "w")` does, but for the checksum of a leaf that is summed already."""
+    count = dtype.itemsize * math.prod(_entries.spec(leaf)[0]) if leaf is not None else 0
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.file_size = info.compress_size = len(header) + count
+    info.CRC, info.external_attr = 0, 0o600 << 16
+    info.header_offset = file.tell()
+    zip64 = info.file_size * 1.05 > zipfile.ZIP64_LIMIT
+    file.write(info.FileHeader(zip64))
+    file.write(header)
+    crc, taken = zlib.crc32(header), getattr(leaf, "crc", None) if count >= LARGE else None
+    for block in _entries.blocks(leaf, dtype) if leaf is not None else ():
+        file.write(block)
+        crc = zlib.crc32(block, crc) if taken is None else crc
+    info.CRC = crc if taken is None else _crc.joined(crc, taken(), count)
+    end = file.tell()
+    file.seek(info.header_offset)
+    file.write(info.FileHeader(zip64))
+    file.seek(end)
+    archive.filelist.append(info)
 
 
 def _comment(comment: bytes) -> dict[str, str]:
@@ -186,10 +204,13 @@ def _member(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     if mark in _EMPTY and shape == (0,):
         return _EMPTY[mark] and {}
     kept = EXTENDED[mark] if mark in EXTENDED and EXTENDED[mark].itemsize == dtype.itemsize else dtype
-    pull = functools.partial(_stored, source, info, at) if stored else functools.partial(_deflated, archive, info)
-    leaf = LazyLeaf(
-        shape, kept.newbyteorder("="), functools.partial(pull, start, shape, dtype, fortran, kept, where), where
-    )
+    place = source.place(at + start, shape, dtype) if stored and not fortran else None
+    check = None if place is None else functools.partial(_check, place, info, start, where)
+    pull = functools.partial(_deflated, archive, info)
+    if stored:
+        pull = functools.partial(_stored, source, info, at, check is None)
+    pull = functools.partial(pull, start, shape, dtype, fortran, kept, where)
+    leaf = LazyLeaf(shape, kept.newbyteorder("="), pull, where, place, check)
     if dtype.kind != "U" or shape or leaf.nbytes > _HEADER:
         return leaf
     with reading(where):
@@ -218,10 +239,18 @@ def _parse(head: io.BytesIO, where: str) -> tuple[tuple[int, ...], bool, np.dtyp
     return tuple(map(int, shape)), bool(fortran), dtype
 
 
+def _check(place: Place, info: zipfile.ZipInfo, start: int, where: str, crc: int) -> None:
+    """Raises a `CheckpointError` if a member whose array has a checksum does not have its own."""
+    head = zlib.crc32(place.source.bytes(place.at - start, start))
+    if _crc.joined(head, crc, place.size) != info.CRC:
+        raise damaged(where, _DAMAGED)
+
+
 def _stored(
     source: Source,
     info: zipfile.ZipInfo,
     at: int,
+    checked: bool,
     start: int,
     shape: tuple[int, ...],
     dtype: np.dtype,
@@ -235,8 +264,8 @@ def _stored(
     else:  # to be turned in its place
         array = np.empty(count, np.uint8)
         source.fill(at + start, array)
-    if zlib.crc32(array.data, zlib.crc32(source.bytes(at, start))) != info.CRC:
-        raise damaged(where, "its bytes do not have the checksum that was written with them")
+    if checked and zlib.crc32(array.data, zlib.crc32(source.bytes(at, start))) != info.CRC:
+        raise damaged(where, _DAMAGED)
     with reading(where):
         return _shaped(array, shape, dtype, fortran, kept)
 

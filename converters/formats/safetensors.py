@@ -187,8 +187,9 @@ def _read_one(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise damaged(path, f"its arrays begin at byte {8 + length:,} and would have to begin at {at:,}")
     flat: dict[str, Any] = {}
     for name, shape, dtype in specs:
-        pull = functools.partial(source.array, at, shape, dtype.newbyteorder("<"))
-        flat[name] = LazyLeaf(shape, dtype, pull, f"{path}, {name!r}")
+        kept = dtype.newbyteorder("<")
+        pull = functools.partial(source.array, at, shape, kept)
+        flat[name] = LazyLeaf(shape, dtype, pull, f"{path}, {name!r}", source.place(at, shape, kept))
         at += math.prod(shape) * dtype.itemsize
     return flat, metadata
 
