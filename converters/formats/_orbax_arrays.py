@@ -25,8 +25,10 @@ import tensorstore as ts
 from etils import epath
 
 from converters.formats._lazy import read_leaf
+from converters.formats._output import begin
 
 _BATCH = 4 << 20  # bytes of small arrays that are written together: each write is a commit of OCDBT, a few milliseconds
+_STEP = 32 << 20  # bytes after which those that were written are sent to the disk
 _PARTS = 4  # in which an array is written: TensorStore copies a part where it cannot take it as it is
 # Bytes of a chunk that is written, and of the chunks that are read at a time. TensorStore's threads each keep some blocks
 # of freed memory: with 8 MiB that came to 30 MiB, with 2 MiB to less than 9.
@@ -157,11 +159,18 @@ class PulledHandler(ocp.type_handlers.NumpyHandler):
     """Orbax's handler of NumPy arrays, for those that are read in turn; to a checkpoint reader they are NumPy's."""
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-        """Writes the arrays; nothing is left to wait for."""
+        """Writes the arrays. The caller has them brought to the disk: TensorStore waits for it at every commit."""
+        context = ts.Context({"file_io_sync": False}, infos[0].ts_context) if infos else None
+        begun: set[str] = set()
+        waiting = 0
         for part in _batches([value.nbytes for value in values]):
             for info in infos[part]:
                 await info.await_path_creation()
-            _write([value.read() for value in values[part]], infos[part])
+            _write([value.read() for value in values[part]], infos[part], context)
+            waiting += sum(value.nbytes for value in values[part])
+            if waiting >= _STEP:
+                begin(infos[0].parent_dir, begun)
+                waiting = 0
         return []
 
 
@@ -187,9 +196,9 @@ class ShardsHandler(ocp.type_handlers.ArrayHandler):
             commit.result()
 
 
-def _write(arrays: Sequence[np.ndarray], infos: Sequence[Any]) -> None:
+def _write(arrays: Sequence[np.ndarray], infos: Sequence[Any], context: Any) -> None:
     # Each `result` waits for a commit; what was started together is committed together.
-    opening = [_open(array, info) for array, info in zip(arrays, infos, strict=True)]
+    opening = [_open(array, info, context) for array, info in zip(arrays, infos, strict=True)]
     if len(arrays) > 1:
         writing = [_start(store.result(), array) for store, array in zip(opening, arrays, strict=True)]
         for write in writing:
@@ -205,7 +214,7 @@ def _start(store: Any, array: np.ndarray) -> Any:
     return store.write(array, can_reference_source_data_indefinitely=True)
 
 
-def _open(array: np.ndarray, info: Any) -> Any:
+def _open(array: np.ndarray, info: Any, context: Any) -> Any:
     spec = ocp.type_handlers.get_json_tspec_write(
         info,
         use_ocdbt=info.is_ocdbt_checkpoint,
@@ -214,7 +223,7 @@ def _open(array: np.ndarray, info: Any) -> Any:
         dtype=array.dtype,
         process_index=ocp.multihost.process_index(),
     )
-    return ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+    return ts.open(ts.Spec(spec), create=True, open=True, context=context)
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[slice]:

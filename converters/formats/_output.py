@@ -26,9 +26,20 @@ class _Eager(io.FileIO):
         self._waiting += count
         if self._waiting >= _STEP and hasattr(os, "posix_fadvise"):
             # Of pages that wait to be written, this asks for just that: to begin (mm/fadvise.c of Linux).
-            os.posix_fadvise(self.fileno(), self.tell() - self._waiting, self._waiting, os.POSIX_FADV_DONTNEED)
+            start = max(0, self.tell() - self._waiting)  # after a seek: about there
+            os.posix_fadvise(self.fileno(), start, self._waiting, os.POSIX_FADV_DONTNEED)
             self._waiting = 0
         return count
+
+
+def begin(folder: str | os.PathLike[str], begun: set[str]) -> None:
+    """Has the files below a folder sent to the disk, without waiting; once each, their names are added to `begun`."""
+    for parent, _, names in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in names):
+            if path not in begun and hasattr(os, "posix_fadvise"):
+                begun.add(path)
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # one that is renamed just now
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ target (`like`) has the rest. It keeps no checksum of values.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -44,6 +45,8 @@ from converters.formats._orbax_arrays import (
     sharding_metadata,
     shards_registry,
 )
+
+_WAITING = 8  # threads that wait for the disk
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -242,10 +245,9 @@ def _save(path: pathlib.Path, tree: Any, handlers: Any, metadata: Mapping[str, s
         with _quiet(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(epath.Path(os.path.abspath(path)), args=args)
         if jax.process_index() == 0:
-            for folder, _, files in os.walk(path):
-                for file in files:
-                    sync(pathlib.Path(folder, file))
-                sync(pathlib.Path(folder))
+            found = [pathlib.Path(folder, file) for folder, _, files in os.walk(path) for file in (*files, ".")]
+            with concurrent.futures.ThreadPoolExecutor(_WAITING) as pool:  # the file system makes one wait of many
+                list(pool.map(sync, found))
     except BaseException as err:
         if jax.process_index() == 0:
             for left in path.parent.iterdir():
