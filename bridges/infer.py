@@ -43,7 +43,8 @@ def infer_mapping(
         `(apply, params)`, for hand-written JAX and Equinox.
       dst: The target, any of these.
       *inputs: The inputs of both. Arrays may be nested and may be `jax.ShapeDtypeStruct`; values are drawn for these, and
-        for arrays that are all the same. Integers are used as they are. Whether a model trains is set by itself.
+        for arrays that are all the same, and in place of NaN and infinities. Integers are used as they are. Whether a model
+        trains is set by itself.
       seed: For random variables and inputs.
       progress: Called with the steps done, their number, and where the search is.
       **kwargs: Inputs by keyword; a model that does not take one is called without it.
@@ -106,6 +107,10 @@ def _proved(made: Written, found: Found, ends: tuple[End, End], seconds: dict[st
         seconds["verify"] = time.perf_counter() - began
         if agree(proof):
             parting = None
+        elif math.isnan(proof.outputs) or (math.isnan(proof.gradients) and not proof.no_gradients):
+            what = "outputs" if math.isnan(proof.outputs) else "gradients"
+            text = f"every variable is placed, but there is no number among the {what}: nothing was compared"
+            parting = Parting("", "", text)
         else:
             text = f"every variable is placed, but the outputs are {proof.outputs:.0e} apart and the gradients"
             text = f"{text} {proof.gradients:.0e}, in parts of the largest"

@@ -69,6 +69,8 @@ def reduced(side: Side, i: int, step: Step, value: Value, shape: tuple[int, ...]
     axes = tuple(step.params["axes"])
     last = tuple(range(-len(axes), 0))
     count = int(np.prod([value.shape[a] for a in axes]))
+    if not count:
+        return Form(const=np.zeros(shape))
 
     def lined(x: np.ndarray) -> np.ndarray:
         return np.moveaxis(np.broadcast_to(x, value.shape), axes, last).reshape(-1, count)

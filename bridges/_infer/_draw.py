@@ -39,6 +39,9 @@ def drawn_leaves(graph: Graph, variables: Mapping[str, Any], seed: int) -> dict[
             out[path] = np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, np.floating) else x
         elif jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             out[path] = jax.random.key(seed)
+        elif jnp.issubdtype(x.dtype, np.complexfloating):
+            size = np.sqrt(2 * max(1.0, np.prod(shape) / max((1, *shape))))
+            out[path] = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / size
         elif not jnp.issubdtype(x.dtype, np.floating):
             out[path] = np.full(shape, 3, x.dtype) if x.dtype != bool else np.ones(shape, bool)
         elif path in sure or sum(n > 1 for n in shape) < 2:
@@ -58,7 +61,7 @@ def drawn_inputs(inputs: Mapping[str, Any], seed: int) -> dict[str, Any]:
             out[path] = x
             continue
         flat = np.asarray(x, np.float64)
-        if flat.size > 1 and np.ptp(flat) > 0 and np.unique(flat).size > flat.size // 2:
+        if flat.size > 1 and np.all(np.isfinite(flat)) and np.ptp(flat) > 0 and np.unique(flat).size > flat.size // 2:
             size, middle = float(np.std(flat)), float(np.mean(flat))
             out[path] = middle + size * rng.normal(size=flat.shape)
         else:

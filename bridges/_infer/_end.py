@@ -80,7 +80,19 @@ class End:
         """
         args, kwargs = call_of(self.model, *self.inputs.filled(arrays))
         state = State({**self.fixed, **variables}, self.spec.entries.declared)
-        return self.model.apply(state, *args, rngs=jax.random.key(0) if self.draws else None, **kwargs)[0]
+        out = self.model.apply(state, *args, rngs=jax.random.key(0) if self.draws else None, **kwargs)[0]
+        return jax.tree.map_with_path(self._number, out)
+
+    def _number(self, path: Any, x: Any) -> Any:
+        if isinstance(x, (str, bytes)):  # it is no part of what is computed
+            return None
+        if not hasattr(x, "dtype") and not isinstance(x, (bool, int, float, complex)):
+            at = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise ModelError(
+                f"{self.model.name} returns a {type(x).__name__}{at}, of which it is not known what is in it:"
+                " return arrays, in containers that JAX knows (jax.tree_util.register_dataclass)."
+            )
+        return x
 
     def needed(self, variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
         """Returns the output of a call, computed without what it does not depend on (new running statistics)."""

@@ -60,13 +60,18 @@ class Origin:
         """Returns the target leaf for the values of `Found.sources`, in float64."""
         first = int(self.source.flat[0]) if self.source.size else -1
         if first >= 0 and np.all(self.source == first):
-            return np.asarray(leaves[first], np.float64).ravel()[self.element] * self.scale + self.shift
-        out = np.array(self.shift, np.float64)
+            return _wide(leaves[first]).ravel()[self.element] * self.scale + self.shift
+        kind = np.result_type(np.float64, *[_wide(leaves[i]) for i in np.unique(self.source[self.source >= 0])])
+        out = np.array(self.shift, kind)
         for i in np.unique(self.source[self.source >= 0]):
             here = self.source == i
-            taken = np.asarray(leaves[i], np.float64).ravel()[self.element[here]]
+            taken = _wide(leaves[i]).ravel()[self.element[here]]
             out[here] = taken * self.scale[here] + self.shift[here]
         return out
+
+
+def _wide(x: Any) -> np.ndarray:
+    return np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 @dataclasses.dataclass(frozen=True)

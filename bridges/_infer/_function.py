@@ -76,4 +76,5 @@ class Function:
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+    numbers = getattr(getattr(x, "dtype", None), "kind", "") not in "OSUMm" or isinstance(x, jax.Array)
+    return numbers and isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))

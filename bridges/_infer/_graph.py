@@ -210,6 +210,17 @@ class Graph:
         """Returns the shape of a value."""
         return tuple(self._shapes[v].shape)
 
+    def kind(self, v: int) -> str:
+        """Returns NumPy's letter for the sort of numbers of a value: `f`, `c`, `i`, `u`, `b`; `k` for random keys."""
+        dtype = self._shapes[v].dtype
+        if jnp.issubdtype(dtype, np.floating):
+            return "f"
+        return "k" if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else str(np.dtype(dtype).kind)
+
+    def narrowed(self, v: int, num: np.ndarray) -> np.ndarray:
+        """Returns numbers in the dtype that the value has in the model."""
+        return num.astype(self._shapes[v].dtype)
+
     def scalar(self, v: int) -> float | None:
         """Returns the number that a value is, if it is a constant of the code; None if not."""
         if (
@@ -245,7 +256,11 @@ def _host(x: Any) -> Any:
 
 
 def _runner(eqn: Any) -> Callable[..., list[Any]]:
+    narrow = eqn.invars[0].aval.dtype if eqn.primitive.name == "bitcast_convert_type" else None
+
     def run(*arrays: Any) -> list[Any]:
+        if narrow is not None:  # of the bits of a wider number it would make something else
+            arrays = tuple(x.astype(narrow) for x in arrays)
         out = eqn.primitive.bind(*arrays, **eqn.params)
         return list(out) if eqn.primitive.multiple_results else [out]
 

@@ -31,12 +31,14 @@ class Verified:
       outputs: The outputs, on new random variables.
       gradients: The gradients with respect to the source's variables; those of the target pulled back through the plan.
       leaves: The same for each of the source's variables, as a part of its own largest gradient; NaN where it has none.
+      no_gradients: Why JAX takes none of a model, if so; they are NaN then, and the outputs are all that was compared.
     """
 
     dtype: str
     outputs: float
     gradients: float
     leaves: Table[str, float] = dataclasses.field(default_factory=dict, repr=False)
+    no_gradients: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as plain data, without the leaves."""
@@ -44,6 +46,8 @@ class Verified:
 
     def __str__(self) -> str:
         outputs, gradients = (f"to {x:.0e}" if x else "exactly" for x in (self.outputs, self.gradients))
+        if self.no_gradients:
+            return f"outputs agree {outputs} in {self.dtype}; JAX takes no gradients: {self.no_gradients}"
         return f"outputs agree {outputs} and gradients {gradients} in {self.dtype}"
 
 

@@ -38,6 +38,9 @@ def fresh(start: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def of_number(x: Any) -> np.ndarray:
     """Returns keys of numbers by what they are, to six digits; 0 for zero."""
+    if np.iscomplexobj(x):
+        with np.errstate(over="ignore"):
+            return of_number(np.real(x)) + mix(of_number(np.imag(x)), 61)
     x = np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         size = np.floor(np.log10(np.abs(np.where(np.isfinite(x) & (x != 0), x, 1.0))))

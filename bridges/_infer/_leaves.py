@@ -63,6 +63,8 @@ class Leaves:
         self.known = np.full(end, values is not None)
         if values is not None:
             for path in self.paths:
+                if np.iscomplexobj(values[path]):  # no form refers to its elements
+                    continue
                 x = np.asarray(values[path], np.float64)
                 self.num[self.starts[path] : self.starts[path] + x.size] = x.ravel()
         self.source = np.full(end, -1, np.int64)
@@ -124,7 +126,8 @@ class Leaves:
         self.known[new] = True
         self._trail.append(new)
         same = self.source[ref] == source
-        near = np.abs(self.num[ref] - num) <= 1e-6 * np.maximum(np.abs(num), 1e-3)
+        with np.errstate(invalid="ignore"):  # what is no number is never near
+            near = np.abs(self.num[ref] - num) <= 1e-6 * np.maximum(np.abs(num), 1e-3)
         if not np.all(same & near):
             raise Conflict
 

@@ -82,6 +82,8 @@ def sums(x: Any) -> np.ndarray:
     What is huge or no number (what masks put in the place of a value) is counted, and is 0 for the others.
     """
     x = _flat(x)
+    if not x.size:
+        return np.zeros(6)
     usual = np.where(np.abs(x) < _HUGE, x, 0.0)
     huge = float(x.size - np.count_nonzero(np.abs(x) < _HUGE))
     return np.array([usual.sum(), np.abs(usual).sum(), usual.max(), usual.min(), (usual * usual).sum(), huge])

@@ -38,10 +38,12 @@ ELEMENTWISE = {
 
 
 def host(x: Any) -> Any:
-    """Returns an array of NumPy, float64 if it is real; random keys as they are."""
+    """Returns an array of NumPy, float64 if it is real, complex128 if it is complex; random keys as they are."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     x = np.asarray(x)
+    if x.dtype == np.complex64:
+        return x.astype(np.complex128)
     return x.astype(np.float64) if jnp.issubdtype(x.dtype, np.floating) else x
 
 
@@ -134,5 +136,9 @@ def _slow(step: Step, ins: Sequence[Any]) -> list[Any]:
         params["new_dtype"] = np.dtype(np.float64)
     if step.name == "iota" and jnp.issubdtype(params["dtype"], np.floating):
         params["dtype"] = np.dtype(np.float64)
+    if any(np.iscomplexobj(x) for x in ins if isinstance(x, np.ndarray)):  # in the model, cast before
+        ins = [x.astype(np.complex128) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in ins]
     with jax.enable_x64(True):
-        return list(step.with_params(params)(*ins)) if not step.primitive.multiple_results else step.run(*ins)
+        if step.primitive.multiple_results or step.name == "bitcast_convert_type":
+            return step.run(*ins)
+        return step.with_params(params)(*ins)

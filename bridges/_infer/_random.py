@@ -69,7 +69,7 @@ def variables(spec: Spec, seed: int = 0, positive: bool = False) -> dict[str, An
 
 
 def drawn(x: Any, rng: np.random.Generator) -> Any:
-    """Returns an input with values: what is abstract, and what is real and all the same, is drawn; the rest stays.
+    """Returns an input with values: what is abstract, real and all the same, or no number, is drawn; the rest stays.
 
     Integers that are abstract, or several and all zero, become 0 and 1, since what else they may be is not known.
     """
@@ -79,10 +79,12 @@ def drawn(x: Any, rng: np.random.Generator) -> Any:
         if not isinstance(x, jax.ShapeDtypeStruct) and (x.dtype == bool or np.size(x) < 2 or np.any(np.asarray(x))):
             return x
         return rng.integers(0, 2, x.shape).astype(x.dtype)
-    given = None if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)
-    if given is not None and given.size and not np.all(given == given.flat[0]):
+    given = np.full(x.shape, np.nan) if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)
+    odd = ~np.isfinite(given)  # a NaN would hide whatever depends on it
+    if given.size and not odd.any() and not np.all(given == given.flat[0]):
         return x
-    return np.asarray(rng.standard_normal(x.shape)).astype(x.dtype)
+    made = np.asarray(rng.standard_normal(x.shape)).astype(x.dtype)
+    return np.where(odd, made, given) if odd.any() else made
 
 
 def _is_weight(shape: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from bridges._infer._decode import Joint, decode, groups, natural
@@ -30,6 +31,7 @@ from bridges.mapping._template import Template
 _LARGEST = 256  # numbers that a constant may be written out with
 _TIED = "{} is one entry at one end and several at the other, where they train apart from then on"
 _UNREAD = "the source does not read it when it is evaluated"
+_EMPTY = "it has no element"
 _CONSTANT = "it is no weight, and the target has it in its code"
 
 
@@ -117,7 +119,7 @@ class _Work:
         """Gives entries of the target that are no weights the values that they have there, if nothing else is known."""
         for path in own:
             value = np.asarray(own[path])
-            if path not in self.origins and value.dtype.kind in "biuf":
+            if path not in self.origins and (value.dtype.kind in "biuf" or jnp.issubdtype(value.dtype, np.integer)):
                 zeros, ones = np.zeros(value.shape, np.int64), np.ones(value.shape)
                 evidence = Evidence(CONSTANT, text="no weight: the target's own value")
                 self.origins[path] = Origin(zeros - 1, zeros, ones, value.astype(np.float64), evidence)
@@ -130,8 +132,8 @@ class _Work:
             if not np.all(origin.source < 0):
                 continue
             value = np.asarray(origin.shift, np.float64)
-            if value.size and np.all(value == value.flat[0]):
-                self.fills[path] = float(value.flat[0])
+            if np.all(value == value.flat[0] if value.size else True):
+                self.fills[path] = float(value.flat[0]) if value.size else 0.0
             elif value.size <= _LARGEST:
                 self.fills[path] = value.tolist()
             else:
@@ -171,8 +173,8 @@ class _Work:
         joined = {path for joint in self.joints for path in joint.sources}
         weights = [p for p in self.src.entries if not is_random(self.src, p)]
         spare = [p for p in weights if p not in covered[0] and p not in joined]
-        unused = [p for p in spare if p in self.read and p not in self.fixed]
-        dropped = {p: _CONSTANT if p in self.read else _UNREAD for p in spare if p not in unused}
+        unused = [p for p in spare if p in self.read and p not in self.fixed and np.prod(self.src.entries[p].shape)]
+        dropped = {p: self._why_dropped(p) for p in spare if p not in unused}
         if lines.pairs and (unplaced or unused):
             return "conventions would go on to place what is open by its looks"
         rest = [j for j in self.joints if not covered[1].issuperset(j.targets)]
@@ -224,6 +226,11 @@ class _Work:
                 evidence[path] = Evidence("convention", text="the other entries of its layer are placed")
         open_ends = tuple(unplaced), tuple(unused), tuple(dropped)
         return Written(text, mapping, evidence, *open_ends, lines.notes, functools.partial(told, modules))
+
+    def _why_dropped(self, path: str) -> str:
+        if not np.prod(self.src.entries[path].shape):
+            return _EMPTY
+        return _CONSTANT if path in self.read else _UNREAD
 
     def _problem(self, mapping: Rules, lines: Shipped, unplaced: Sequence[Unplaced], unused: Sequence[str]) -> str:
         """Returns why the mapping does not join what was found; empty if it does."""

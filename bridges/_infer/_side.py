@@ -137,7 +137,7 @@ class Side:
 
     def keyed(self, num: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns numbers that depend on data and that no operation gave, with their keys."""
-        num, gid, _ = self.register(num, None, (-1, 0))
+        num, gid, _ = self.register(np.asarray(num), None, (-1, 0))  # of scalars NumPy makes no arrays
         return num, gid
 
     def named(self, form: Form) -> Form:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bridges._infer._apart import apart
 from bridges._infer._backwards import joined, turned
 from bridges._infer._doubt import doubtful as doubtful_elements
 from bridges._infer._draw import drawn_inputs, drawn_leaves, positive
@@ -125,7 +126,8 @@ def one_way(src: Network, dst: Network, *, seed: int = 0, progress: Progress | N
     if not unplaced:
         error = _anew(src, dst, graphs, origins, source.leaves.paths, seed + 1)
         if parting is None and not error < SAME:
-            parting = Parting("", "", f"on other values the outputs are {error:.1e} apart")
+            text = "no numbers" if np.isnan(error) else f"{error:.1e} apart"
+            parting = Parting("", "", f"on other values the outputs are {text}")
     lap("check")
     return Found(tuple(source.leaves.paths), origins, tuple(unplaced), tuple(unused), parting, error, seconds)
 
@@ -135,11 +137,15 @@ def _traced(side: Network, inputs: Mapping[str, Any]) -> Graph:
     try:
         with jax.enable_x64(True):
             variables = {p: np.ones(np.shape(x), _wide(x.dtype)) for p, x in side.variables.items()}
-            return Graph(side.run, variables, {p: np.asarray(x, _wide(x.dtype)) for p, x in inputs.items()}, UNROLLED)
+            return Graph(side.run, variables, {p: _as(x, _wide(x.dtype)) for p, x in inputs.items()}, UNROLLED)
     except Exception:  # the model's own: its layers may not leave float32
         pass
     variables = {p: np.ones(np.shape(x), x.dtype) for p, x in side.variables.items()}
-    return Graph(side.run, variables, {p: np.asarray(x, side.inputs[p].dtype) for p, x in inputs.items()}, UNROLLED)
+    return Graph(side.run, variables, {p: _as(x, side.inputs[p].dtype) for p, x in inputs.items()}, UNROLLED)
+
+
+def _as(x: Any, dtype: Any) -> Any:
+    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x, dtype)
 
 
 def _wide(dtype: Any) -> Any:
@@ -177,12 +183,7 @@ def _placed(target: Target) -> tuple[dict[str, Origin], list[Unplaced]]:
                 scale, shift = np.full(refs.shape, scale[known][0]), np.full(refs.shape, shift[known][0])
                 known = np.ones_like(known)
         if not known.all():
-            reason = (
-                "nothing in the target depends on it"
-                if path not in _read(target)
-                else "no value of the source tells it"
-            )
-            unplaced.append(Unplaced(path, reason, (), float(known.mean()) if known.size else 0.0))
+            unplaced.append(Unplaced(path, _reason(target, path), (), float(known.mean())))
             continue
         index = np.where(whole >= 0, np.searchsorted(starts, whole, "right") - 1, -1)
         element = np.where(whole >= 0, whole - starts[np.maximum(index, 0)], 0)
@@ -215,8 +216,11 @@ def _evidence(target: Target) -> dict[str, Evidence]:
     return found
 
 
-def _read(target: Target) -> set[str]:
-    return {p for p, v in target.graph.variables.items() if target.graph.readers.get(v)}
+def _reason(target: Target, path: str) -> str:
+    v = target.graph.variables[path]
+    if target.graph.kind(v) == "c":
+        return "it is complex: where such leaves meet data is not followed"
+    return "no value of the source tells it" if target.graph.readers.get(v) else "nothing in the target depends on it"
 
 
 def _continued(
@@ -246,7 +250,8 @@ def _unused(source: Source, target: Target) -> list[str]:
     taken = np.zeros(source.leaves.num.size, bool)
     found = target.leaves.source[: target.leaves.count][target.leaves.known[: target.leaves.count]]
     taken[found[found >= 0]] = True
-    return [p for p in source.leaves.paths if not taken[source.leaves.refs(p)].any()]
+    refs = {p: source.leaves.refs(p) for p in source.leaves.paths}
+    return [p for p, ref in refs.items() if ref.size and not taken[ref].any()]
 
 
 def _anew(
@@ -261,20 +266,14 @@ def _anew(
         have: dict[int, Any] = {v: np.asarray(variables[p]) for p, v in graph.variables.items()}
         have.update({v: _like(inputs[p]) for p, v in graph.inputs.items()})
         outs.append([evaluate(graph, v, have) for v in graph.outs])
-    worst = 0.0
-    for a, b in zip(*outs, strict=False):
-        if np.shape(a) != np.shape(b):
-            return float("inf")
-        if isinstance(a, np.ndarray) and a.size:
-            gap = np.abs(a.astype(np.float64) - b)
-            gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)
-            worst = max(worst, float(np.max(gap)) / (float(np.max(np.abs(a))) or 1.0))
-    return worst if len(outs[0]) == len(outs[1]) else float("inf")
+    if len(outs[0]) != len(outs[1]):
+        return float("inf")
+    gaps = [apart([a], [b]) for a, b in zip(*outs, strict=True) if isinstance(a, np.ndarray)]
+    return float(np.max([0.0, *gaps]))  # NaN if one is
 
 
 def _like(x: Any) -> Any:
-    x = np.asarray(x)
-    return x.astype(_wide(x.dtype))
+    return _as(x, _wide(x.dtype))
 
 
 __all__ = ["positive", "solve"]

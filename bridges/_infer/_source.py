@@ -19,7 +19,7 @@ from bridges._infer._keys import U, fresh, total
 from bridges._infer._leaves import Leaves
 from bridges._infer._numbers import host, numbers
 from bridges._infer._table import MOST_SLICES, SAME, Table, aligned, parted
-from bridges._infer._value import Value
+from bridges._infer._value import Stuck, Value
 from bridges._infer._walk import Walk
 
 
@@ -72,7 +72,10 @@ class Source(Walk):
                 self.table.add(value.num, value.gid)
         for i in range(len(self.graph.steps)):
             self._here = i
-            self.step(i)
+            try:
+                self.step(i)
+            except Stuck:  # it needs what could not be told: a complex leaf
+                self.values.update(dict.fromkeys(self.graph.steps[i].outs))
 
     def register(self, num: Any, hint: np.ndarray | None, place: tuple[int, int]) -> tuple[Any, Any, bool]:
         if not isinstance(num, np.ndarray):
@@ -120,7 +123,7 @@ class Source(Walk):
                     for refs in mono.refs:
                         part = self.leaves.number(refs)
                         assert part is not None
-                        num, gid, _ = self.register(mono.num * part, None, place)
+                        num, gid, _ = self.register(np.asarray(mono.num * part), None, place)
                         self.record(Form(monos=(Mono((refs,), mono.num, mono.gid),)), num, gid, place)
         return value
 

@@ -103,7 +103,7 @@ def _reciprocal(side: Side, i: int, value: Value) -> Value | None:
     if value.num is None:
         return None
     with np.errstate(all="ignore"):
-        num = 1 / value.num
+        num = np.asarray(1 / value.num)
     return Value(value.shape, value.data, num, None if value.gid is None else mix(value.gid, 17))
 
 

@@ -147,11 +147,11 @@ class Target(Walk):
             if a is None and mine.data and self._in_pieces(v, mine, self.graph.maker[v]):
                 made = self.values[v]
                 a = None if made is None else made.num
-            if a is None and mine.data:
+            if a is None and mine.data and np.prod(mine.shape):
                 raise Stuck(len(self.graph.steps), [v, k])
             if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
                 continue
-            scale = np.max(np.abs(b), initial=1e-30) if b.dtype.kind == "f" else 1.0
+            scale = np.max(np.abs(b), initial=1e-30, where=np.isfinite(b)) if b.dtype.kind in "fc" else 1.0
             if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=2e-6 * scale, equal_nan=True):
                 raise Stuck(len(self.graph.steps), [v, k])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from bridges._infer._contracted import convolved, dotted, looked_up, reduced
@@ -37,6 +38,9 @@ class Walk(Side):
             self.values[v] = Value(np.shape(x), False, host(x))
         for path, v in graph.variables.items():
             refs = self.leaves.refs(path)
+            if graph.kind(v) == "c":  # it has no form: factors and offsets of leaves are real
+                self.values[v] = None
+                continue
             self.values[v] = Value(refs.shape, False, None, None, Form(monos=(Mono((Refs.of(refs),)),)))
         for i, v in enumerate(graph.inputs.values()):
             num = host(graph.roots[v])
@@ -57,7 +61,9 @@ class Walk(Side):
             self.values.update(dict.fromkeys(step.outs))
             return
         known = [x for x in ins if x is not None]
-        nums = [self.number(x) for x in known]
+        if not step.outs:  # for what it does, not for what it gives: a print
+            return
+        nums = [self._typed(v, x) for v, x in zip(step.ins, known, strict=True)]
         data = any(x.data for x in known)
         full = all(n is not None for n in nums)
         made: list[Made] | None = None
@@ -78,9 +84,12 @@ class Walk(Side):
         if made is None and not full:
             if data:
                 raise Stuck(i, [v for v, n in zip(step.ins, nums, strict=True) if n is None])
-            made = [(self.pseudo(i, o), []) for o in range(len(step.outs))]
+            made = self._pseudos(i, step)
         elif made is None and not data and any(x.form is not None for x in known):
-            made = [(self.pseudo(i, o), []) for o in range(len(step.outs))]
+            made = self._pseudos(i, step)
+        if made == []:
+            self.values.update(dict.fromkeys(step.outs))
+            return
         found = numbers(step, nums) if full else [None] * len(step.outs)
         for o, v in enumerate(step.outs):
             form, variants = made[o] if made is not None else (None, [])
@@ -93,9 +102,23 @@ class Walk(Side):
             else:
                 self.values[v] = self._finish(i, o, step, known, data, found[o], form, variants)
 
+    def _typed(self, v: int, value: Value) -> Any:
+        """Returns the numbers of an input; those of leaves, which are real here, as integers where they are in the model."""
+        num = self.number(value)
+        leaves = value.form is not None and isinstance(num, np.ndarray) and num.dtype.kind == "f"
+        return self.graph.narrowed(v, num) if leaves and self.graph.kind(v) in "iub" else num
+
+    def _pseudos(self, i: int, step: Step) -> list[Made]:
+        """Returns forms of leaves that stand for what a step makes of leaves alone; none if that is complex."""
+        if any(self.graph.kind(v) == "c" for v in step.outs):
+            return []
+        return [(self.pseudo(i, o), []) for o in range(len(step.outs))]
+
     def _formed(self, i: int, step: Step, ins: list[Value], shape: tuple[int, ...]) -> Made | None:
         """Returns the form of what an operation makes of leaves; None if it has none."""
         form: Form | None = None
+        if any(x.num is not None and x.num.dtype.kind == "c" and not x.data for x in ins):
+            return None  # factors and offsets of leaves are real
         if step.name in _ADD:
             return summed(self, ins, shape, _ADD[step.name])
         if step.name in ("mul", "div"):
@@ -165,11 +188,13 @@ class Walk(Side):
         inputs = moved_inputs(step) or []
         if all(ins[j].form is None and not ins[j].data for j in inputs):
             return None
+        if any(nums[j] is not None and not isinstance(nums[j], np.ndarray) for j in inputs):  # random keys
+            return None
         if any(nums[j] is None for j in range(len(ins)) if j not in inputs):
             raise Stuck(self.graph.maker[step.outs[0]], [v for v, n in zip(step.ins, nums, strict=True) if n is None])
         if step.name == "convert_element_type":
             wanted, given = step.params["new_dtype"], nums[0]
-            real = np.issubdtype(np.dtype(wanted), np.inexact) or "float" in str(wanted)
+            real = jax.dtypes.issubdtype(wanted, np.inexact if not ins[0].data else np.floating)
             if not real or (given is not None and given.dtype.kind != "f"):
                 return None
         shapes = [x.shape for x in ins]
@@ -179,8 +204,6 @@ class Walk(Side):
         self, i: int, step: Step, ins: list[Value], index: list[np.ndarray], inputs: list[int]
     ) -> list[Value]:
         given, made = [ins[j] for j in inputs], []
-        if any(not isinstance(x.num, np.ndarray) for x in given):
-            raise Stuck(i, [])
         kinds = {x.num.dtype.kind for x in given if x.num is not None}
         alone = len(given) == 1
         every = [np.ravel(np.asarray(x.num)) for x in given]

@@ -28,6 +28,8 @@ def guessed(target: Walk, source: Source, stuck: Stuck) -> int | None:
     mine, taken = target.leaves.refs(path), target.leaves.taken()
     start = min(target.graph.readers.get(target.graph.variables[path], []))
     for other in source.leaves.paths:
+        if source.values[source.graph.variables[other]] is None:
+            continue
         theirs = source.leaves.refs(other)
         if theirs.size != mine.size or mine.size < 2 or np.isin(theirs.ravel()[:4], taken).any():
             continue
