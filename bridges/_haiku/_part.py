@@ -70,6 +70,7 @@ class Code(Part):
         self.name = name
         self._make, self._call, self._cls = make, call, cls
         self.methods, self.whole = ((), True) if cls is None else _methods(cls)
+        self._callable = cls is None or any("__call__" in vars(base) for base in cls.__mro__)
 
     def _run(self, method: str | None, args: Args) -> Any:
         if self._make is None:
@@ -94,7 +95,7 @@ class Code(Part):
         return not callable(inspect.getattr_static(self._cls, method))
 
     def check(self, method: str | None) -> None:
-        if method is None and self._cls is not None and not any("__call__" in vars(base) for base in self._cls.__mro__):
+        if method is None and not self._callable:
             raise FieldError(f"{self.name} cannot be called; call one of its methods: {', '.join(self.methods)}.")
         if method is not None and not (self._cls is not None and callable(getattr(self._cls, method, None))):
             super().check(method)

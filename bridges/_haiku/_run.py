@@ -8,11 +8,10 @@ nothing; only entries that remain are compared with the structure found abstract
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -42,8 +41,7 @@ class _Missing(MissingEntryError):
     """Raised inside of Haiku code when it asks for what is not stored; it becomes an error that lists all of it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A call of a part.
 
     Attributes:

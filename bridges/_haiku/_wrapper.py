@@ -95,6 +95,8 @@ class HaikuModule(Module):
         if flags:
             kwargs = {**kwargs, **runner.part.told(method, (args, kwargs), flags)}
         call = Call(method, (args, kwargs), repr(path), path + SEPARATOR, tuple(flags.items()))
+        if not flags:
+            return _perform(self, runner, ctx, call)
         with following(flags):
             return _perform(self, runner, ctx, call)
 

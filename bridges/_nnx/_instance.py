@@ -7,6 +7,7 @@ module's nodes and in the values of its Variables. What is as it was comes back 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -35,6 +36,9 @@ class Changes:
     leaves: tuple[Leaf, ...] = ()
 
 
+_NOTHING = Changes({}, {})
+
+
 class Instance:
     """A module of its own for one call.
 
@@ -48,8 +52,10 @@ class Instance:
 
     def __init__(self, template: Template, entries: Mapping[str, Any]):
         self.template = template
-        self.module, self._leaves, self._values = template.build(entries)
-        self._nodes = _nodes(self.module, len(self._leaves))
+        self._leaves, self._values = template.made(entries)
+        mould = template.mould
+        self._nodes = None if mould is None else mould.cast(self._leaves)
+        self.module = nnx.merge(template.graphdef, self._leaves) if self._nodes is None else self._nodes[0][0]
 
     def changes(self, where: str = "", passing: Container[str] = ()) -> Changes:
         """Returns what was done to the module since it was made.
@@ -62,17 +68,17 @@ class Instance:
           UnsupportedError: A Variable is gone, or has another structure, or an attribute has changed that holds no array:
             a state has no place for that.
         """
-        entries: dict[str, Any] = {}
-        kinds: dict[str, Kind] = {}
-        if self._nodes is None or not all(_unchanged(vars(node), before) for node, before in self._nodes):
+        if self._nodes is None or not _unchanged(self._nodes):
             return self._compared(where, passing)
+        changed = []
         for leaf, native, value in zip(self.template.leaves, self._leaves, self._values, strict=True):
             if leaf.type is not None and native.get_raw_value() is not value:
                 if not leaf.plain:
                     return self._compared(where, passing)
-                entries[leaf.path] = native.get_raw_value()
-                kinds[leaf.path] = leaf.kind
-        return Changes(entries, kinds)
+                changed.append((leaf, native.get_raw_value()))
+        if not changed:
+            return _NOTHING
+        return Changes({leaf.path: new for leaf, new in changed}, {leaf.path: leaf.kind for leaf, _ in changed})
 
     def _compared(self, where: str, passing: Container[str]) -> Changes:
         """Returns the changes from a comparison of everything, which NNX's own flattening allows."""
@@ -134,28 +140,12 @@ class Instance:
             )
 
 
-def _nodes(module: Any, leaves: int) -> list[tuple[Any, dict[str, Any]]] | None:
-    """Returns the nodes of a module with their attributes; None where that is not all that there is to look at.
-
-    A leaf inside of a list or dictionary is no attribute, and a call may put one into an empty one.
-    """
-    found, stack, seen = [], [module], {id(module)}
-    while stack:
-        node = stack.pop()
-        attributes = dict(vars(node))
-        found.append((node, attributes))
-        for value in attributes.values():
-            if isinstance(value, (list, dict)) and (not value or holds_data(value)):
-                return None
-            if isinstance(value, (nnx.Pytree, nnx.Variable, jax.Array)) and id(value) not in seen:
-                seen.add(id(value))
-                if isinstance(value, nnx.Pytree):
-                    stack.append(value)
-    return found if len(seen) - len(found) == leaves else None
-
-
-def _unchanged(after: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return len(after) == len(before) and all(after.get(name, _ABSENT) is value for name, value in before.items())
+def _unchanged(nodes: list[tuple[Any, dict[str, Any]]]) -> bool:
+    for node, before in nodes:
+        after = vars(node)
+        if list(after) != list(before) or not all(map(operator.is_, after.values(), before.values())):
+            return False
+    return True
 
 
 _ABSENT = object()

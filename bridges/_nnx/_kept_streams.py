@@ -41,7 +41,7 @@ class KeptStream:
 
 def kept_streams(template: Template) -> tuple[KeptStream, ...]:
     """Returns the random streams of a module, in the order in which `nnx.reseed` gives them keys."""
-    module, leaves, _ = template.build(template.entries)
+    module, leaves = template.build(template.entries)
     paths = {id(variable): leaf.path for variable, leaf in zip(leaves, template.leaves, strict=True)}
     return tuple(
         KeptStream(stream.tag, paths[id(stream.key)], paths[id(stream.count)], tuple(stream.key.get_raw_value().shape))

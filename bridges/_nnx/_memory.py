@@ -11,7 +11,7 @@ import contextlib
 import functools
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +27,25 @@ from bridges.core import _flat
 from bridges.core._errors import MissingEntryError, SeedError, StructureError, describe, hint, listing
 from bridges.core._kind import Kind
 from bridges.core._spec import abstract
+from bridges.core._state import Layout
 
 Streams = tuple[str, ...]
+
+
+class Last(NamedTuple):
+    """The last call: one like it, in a state of that layout, needs not look for its template and entries again.
+
+    Attributes:
+      layout: The layout of the state.
+      situation: The wrapper's path, the flags, and the names of the streams.
+      template: The template.
+      places: The entries that are given to the module: path below the wrapper, full path.
+    """
+
+    layout: Layout
+    situation: tuple[str, Flags, Streams]
+    template: Template
+    places: tuple[tuple[str, str], ...]
 
 
 class Memory:
@@ -38,7 +55,7 @@ class Memory:
       maker: What makes the module.
     """
 
-    __slots__ = ("maker", "bases", "templates", "created", "asked", "kept")
+    __slots__ = ("maker", "bases", "templates", "created", "asked", "kept", "last")
 
     def __init__(self, maker: Maker):
         self.maker = maker
@@ -47,6 +64,7 @@ class Memory:
         self.created: dict[str, Leaf] = {}  # Variables that calls have created, by the paths of their entries.
         self.asked: Streams | None = None  # The streams that the constructor asks for.
         self.kept: dict[Streams, tuple[KeptStream, ...]] = {}
+        self.last: Last | None = None
 
     def pure(self) -> Memory:
         """Returns what is known of the same model where each call stands for itself, as in Linen.

@@ -11,7 +11,7 @@ from flax import nnx
 from bridges._nnx._call import Call
 from bridges._nnx._instance import Instance, is_recorded
 from bridges._nnx._leaves import Leaf
-from bridges._nnx._memory import Memory, Streams, at, tag_of
+from bridges._nnx._memory import Last, Memory, Streams, at, tag_of
 from bridges._nnx._template import Flags, Template
 from bridges.core import _flat
 from bridges.core._context import Context
@@ -30,6 +30,29 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
       memory: What the wrapper has learned.
       call: The method and arguments.
     """
+    layout, situation = ctx.layout, (where, _flags(ctx), ctx.streams_given)
+    last = memory.last
+    if layout is not None and last is not None and last.layout is layout and last.situation == situation:
+        template, entries = last.template, ctx.entries
+        present = {path: entries[full] for path, full in last.places}
+    else:
+        template, present = _prepared(ctx, where, memory, call)
+        if layout is not None and layout is ctx.layout:
+            memory.last = Last(layout, situation, template, tuple((path, at(where, path)) for path in present))
+    _check_shapes(template, present, where)
+    instance = Instance(template, present)
+    out = call.run(instance.module, template.sows)
+    changes = instance.changes(f" at {where!r}" if where else "", memory.maker.passing)
+    if changes.leaves:
+        memory.learn(changes.leaves)
+    for path, value in changes.entries.items():
+        kind = changes.kinds[path]
+        ctx.write(at(where, path), value, None if path in present and not is_recorded(kind) else kind)
+    return out
+
+
+def _prepared(ctx: Context, where: str, memory: Memory, call: Call) -> tuple[Template, dict[str, Any]]:
+    """Returns the template for the entries below `where`, which are made and declared where they are not, and these."""
     present, keys = _given(ctx, where, memory)
     streams = memory.constructed(keys, tuple(sorted(ctx.streams_given)))
     if ctx.create and _create(ctx, where, memory, present, streams):
@@ -38,15 +61,7 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
     for path, kind in template.kinds.items():
         if ctx.declared(at(where, path)) is None:
             ctx.declare(at(where, path), kind)
-    _check_shapes(template, present, where)
-    instance = Instance(template, present)
-    out = call.run(instance.module, template.sows)
-    changes = instance.changes(f" at {where!r}" if where else "", memory.maker.passing)
-    memory.learn(changes.leaves)
-    for path, value in changes.entries.items():
-        kind = changes.kinds[path]
-        ctx.write(at(where, path), value, None if path in present and not is_recorded(kind) else kind)
-    return out
+    return template, present
 
 
 def _given(ctx: Context, where: str, memory: Memory) -> tuple[dict[str, Any], dict[str, str | None]]:
@@ -93,6 +108,8 @@ def _rngs(ctx: Context, where: str, streams: Streams, keyed: bool) -> nnx.Rngs:
 
 
 def _flags(ctx: Context) -> Flags:
+    if not ctx.flags:
+        return ()
     given = ((name, ctx.flag(name)) for name in FLAGS)
     return tuple((name, value) for name, value in given if value is not None)
 

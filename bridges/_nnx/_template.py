@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import nnx
 
 from bridges._nnx._call import mentions_sow
 from bridges._nnx._leaves import Leaf, check_apart, native_path
+from bridges._nnx._mould import Mould
 from bridges.core._kind import Kind
 
 Flags = tuple[tuple[str, Any], ...]
@@ -45,18 +47,24 @@ class Template:
             self.entries.update(leaf.entries)
             self.kinds.update(dict.fromkeys(leaf.entries, leaf.kind))
 
-    def build(self, entries: Mapping[str, Any]) -> tuple[Any, list[Any], list[Any]]:
-        """Returns a new module over the entries, its leaves, and the value of each.
+    def build(self, entries: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """Returns a new module over the entries, and its leaves; they belong to the trace that runs now."""
+        made, _ = self.made(entries)
+        return nnx.merge(self.graphdef, made), made
 
-        The module belongs to the trace that runs now.
-        """
+    def made(self, entries: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        """Returns new leaves over the entries, and the value of each."""
         # NNX sets elements of a NumPy array in place: a call would change the caller's.
         values = [
             _as_jax(entries[leaf.path]) if leaf.plain else jax.tree.map(_as_jax, leaf.value(entries))
             for leaf in self.leaves
         ]
-        made = [leaf.make(value) for leaf, value in zip(self.leaves, values, strict=True)]
-        return nnx.merge(self.graphdef, made), made, values
+        return [leaf.make(value) for leaf, value in zip(self.leaves, values, strict=True)], values
+
+    @functools.cached_property
+    def mould(self) -> Mould | None:
+        """What makes modules of this structure quickly; None where `nnx.merge` has to."""
+        return Mould.of(lambda: self.build(self.entries))
 
     def abstract(self) -> Any:
         """Returns a new module with `jax.ShapeDtypeStruct` in place of arrays, to be looked at only."""

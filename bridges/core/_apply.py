@@ -82,7 +82,7 @@ class Applied:
             return fn(*args, **kwargs)
 
         ctx, out = _run(
-            run, self.__state, args, kwargs, seed=self.__seed, create=False, modify=True, flags=self.__flags
+            run, None, self.__state, args, kwargs, seed=self.__seed, create=False, modify=True, flags=self.__flags
         )  # fmt: skip
         return out, ctx.snapshot()
 

@@ -29,7 +29,7 @@ from bridges.core._jaxpr import running_transformation, trace_state
 from bridges.core._kind import Kind, default_kind, is_transient, kind_type
 from bridges.core._leaf import as_leaf, fitted
 from bridges.core._rng import Streams
-from bridges.core._state import State
+from bridges.core._state import Layout, State
 
 if TYPE_CHECKING:
     from bridges.core._module import Module
@@ -64,7 +64,7 @@ class Context:
 
     __slots__ = (
         "create", "modify", "flags", "created", "modified", "removed", "owners", "streams", "root",
-        "_given", "_entries", "_source", "_kinds", "_order", "_trace",
+        "_given", "_entries", "_source", "_layout", "_kinds", "_order", "_trace",
     )  # fmt: skip
 
     def __init__(
@@ -79,8 +79,9 @@ class Context:
         parent: Context | None = None,
     ):
         self._given = entries
-        self._entries = dict(entries)
         self._source: State | None = entries if isinstance(entries, State) else None
+        self._layout = None if self._source is None else self._source._layout
+        self._entries = dict(entries) if self._source is None else self._source.as_dict()
         if self._source is None and parent is not None:
             self._source = parent._source
         self._kinds: dict[str, Kind] = parent._kinds if parent is not None else {}
@@ -89,7 +90,7 @@ class Context:
         self.streams = streams
         self.create = create
         self.modify = modify
-        self.flags = dict(flags or {})
+        self.flags = dict(flags) if flags else {}
         self.created: dict[str, Any] = {}
         self.modified: set[str] = set()
         self.removed: set[str] = set()
@@ -186,6 +187,11 @@ class Context:
             index = self._source._layout.index.get(path)
             known = None if index is None else self._source._layout.kinds[index]
         return known
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the state that came with the context, while it is still that of the entries."""
+        return None if self._kinds or self.created or self.removed else self._layout
 
     @property
     def declarations(self) -> Mapping[str, Kind]:
@@ -320,6 +326,9 @@ class Context:
 
     def snapshot(self, created_only: bool = False) -> State:
         """Returns the entries as a `State`; with `created_only`, existing ones as they came and new ones as created."""
+        layout = self.layout
+        if layout is not None and not created_only:  # Then the entries are in its order.
+            return State._make(layout, [*self._entries.values()])
         source = self._source
         entries = {**self._given, **self.created} if created_only else self._entries
         if source is not None and not self._kinds and len(source) == len(entries):

@@ -57,14 +57,20 @@ def current_frame() -> Frame | None:
     return _FRAME.get()
 
 
-@contextlib.contextmanager
-def enter(frame: Frame) -> Iterator[Frame]:
+class enter:  # A context manager, which a generator would make at twice the price.
     """Makes `frame` the innermost one for the length of a `with` block."""
-    token = _FRAME.set(frame)
-    try:
-        yield frame
-    finally:
-        _FRAME.reset(token)
+
+    __slots__ = ("_frame", "_token")
+
+    def __init__(self, frame: Frame):
+        self._frame = frame
+
+    def __enter__(self) -> Frame:
+        self._token = _FRAME.set(self._frame)
+        return self._frame
+
+    def __exit__(self, *error: object) -> None:
+        _FRAME.reset(self._token)
 
 
 @contextlib.contextmanager

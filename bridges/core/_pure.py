@@ -74,6 +74,7 @@ def _root(fn: Callable[..., Any]) -> Module | None:
 
 def _run(
     fn: Callable[..., Any],
+    root: Module | None,
     state: Mapping[str, Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -83,8 +84,8 @@ def _run(
     modify: bool,
     flags: Mapping[str, Any] | None,
 ) -> tuple[Context, Any]:
-    streams = seed if isinstance(seed, Streams) else Streams.of(seed)
-    ctx = Context(_checked(state), streams=streams, create=create, modify=modify, flags=flags, root=_root(fn))
+    streams = seed if seed is None or isinstance(seed, Streams) else Streams.of(seed)
+    ctx = Context(_checked(state), streams=streams, create=create, modify=modify, flags=flags, root=root)
     with enter(Frame(ctx, None)):
         out = fn(*args, **kwargs)
     return ctx, out
@@ -118,7 +119,7 @@ def pure(fn: Callable[..., Any], *, flags: Mapping[str, Any] | None = None) -> C
     """
     if hasattr(fn, "_stateful"):
         return fn
-    fixed = dict(flags or {})
+    fixed, root = dict(flags or {}), _root(fn)
 
     @functools.wraps(fn, updated=())
     def purified(
@@ -133,8 +134,8 @@ def pure(fn: Callable[..., Any], *, flags: Mapping[str, Any] | None = None) -> C
         **kwargs: Any,
     ) -> tuple[State, Any]:
         ctx, out = _run(
-            fn, state, args, kwargs,
-            seed=seed, create=bool(create), modify=modify is None or modify, flags={**fixed, **(flags or {})},
+            fn, root, state, args, kwargs,
+            seed=seed, create=bool(create), modify=modify is None or modify, flags={**fixed, **flags} if flags else fixed,
         )  # fmt: skip
         return ctx.snapshot(created_only=ignore), out
 
@@ -189,7 +190,7 @@ def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
       A function that returns the `State` with the values at creation. It takes `seed` and `flags` as `pure` does.
     """
     stateful = getattr(fn, "_stateful", fn)
-    fixed = getattr(fn, "_flags", {})
+    fixed, root = getattr(fn, "_flags", {}), _root(fn)
 
     def initialise(
         state: Mapping[str, Any],
@@ -209,7 +210,7 @@ def init(fn: Callable[..., Any], **jit_kwargs: Any) -> Callable[..., State]:
             args, kwargs = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
             known = State._make(given._layout, [entries[p] for p in given]) if isinstance(given, State) else entries
             ctx, _ = _run(
-                stateful, known, args, kwargs,
+                stateful, root, known, args, kwargs,
                 seed=None if keys is None else Streams(keys), create=True, modify=True, flags={**fixed, **(flags or {})},
             )  # fmt: skip
             kinds.update({p: kind for p in ctx.entries if (kind := ctx.declared(p)) is not None})
@@ -273,7 +274,7 @@ def static_arguments(fn: Callable[..., Any], options: Mapping[str, Any], ahead: 
 def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[..., tuple[State, Any]]:
     """Returns the compiled form of `pure(fn)`; see `bridges.jit`."""
     stateful = getattr(fn, "_stateful", fn)
-    fixed = getattr(fn, "_flags", {})
+    fixed, root = getattr(fn, "_flags", {}), _root(fn)
     options = dict(jit_kwargs)
     options["static_argnums"] = (0, *shifted(static_arguments(stateful, options, 1), 1))
     if "donate_argnums" in options:
@@ -286,7 +287,7 @@ def jit_outside(fn: Callable[..., Any], jit_kwargs: dict[str, Any]) -> Callable[
     @signed(stateful, "static", "state")
     def compiled(static: Static, state: State, *args: Any, seed: Seed = None, **kwargs: Any) -> tuple[Any, Any]:
         ctx, out = _run(
-            stateful, state, args, kwargs,
+            stateful, root, state, args, kwargs,
             seed=seed, create=False, modify=True, flags=dict(static.parts),
         )  # fmt: skip
         whole = ctx.snapshot()

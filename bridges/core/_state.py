@@ -155,6 +155,10 @@ class State(MutableMapping[str, Any]):
     def __contains__(self, path: object) -> bool:
         return isinstance(path, str) and self._find(path) is not None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns a dictionary of the entries, by full path."""
+        return dict(zip(self._layout.paths, self._values, strict=True))
+
     def copy(self) -> State:
         """Returns a state that can be changed without changing this one; the arrays are shared."""
         return State._make(self._layout, [*self._values], self._base)

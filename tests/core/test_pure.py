@@ -251,3 +251,16 @@ def test_kinds_are_kept_through_a_step_and_declared_on_loaded_entries():
 def test_flags_from_outside_are_given_to_the_call():
     with pytest.raises(br.ContextError, match=r"flags=\{'train': True\}"), br.flags(train=True):
         pass
+
+
+def test_a_state_that_changes_during_a_call_is_the_one_that_the_call_was_given():
+    state = br.State({"net/w": jnp.ones(2)}, {"net/w": br.Param})
+
+    def grows():
+        state["net/v"] = jnp.zeros(3)
+        return br.context()["net/w"] * 2
+
+    after, out = br.pure(grows)(state)
+    assert list(after) == ["net/w"]
+    np.testing.assert_array_equal(out, [2.0, 2.0])
+    np.testing.assert_array_equal(after["net/w"], [1.0, 1.0])
