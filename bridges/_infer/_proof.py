@@ -19,11 +19,12 @@ from bridges._infer._arrays import cast_all, cotangent, is_real, plan_in
 from bridges._infer._end import End
 from bridges._infer._graph import QUICK
 from bridges._infer._inferred import Verified
-from bridges.core._jaxpr import count, narrower, trace
+from bridges.core._jaxpr import count, distinct, narrower, trace
 from bridges.mapping._plan import Plan
 
 _DULL = 1e-12  # of the largest gradient: the output does not depend on what has less
 _SHORT = 1500  # operations that are compiled together
+_ALIKE = 16  # operations for each that is different, from which on a program is mostly the same layers again
 # Of the largest value; another epsilon or activation is far above the first.
 LIMITS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -115,8 +116,10 @@ def _run(end: End, flat: Mapping[str, Any], arrays: Mapping[str, Any]) -> _Ran:
         return cotangent(outs), outs
 
     # A long program runs operation by operation: layers that are alike share their compiled operations, while XLA takes
-    # minutes for the program of a hundred layers as a whole.
-    short = count(traced.closed.jaxpr) <= _SHORT
+    # minutes for the program of a hundred layers as a whole. Each different operation costs some 40 ms to compile alone;
+    # together they cost as much from about 16 uses of each on (`_ALIKE`), and more than linearly beyond.
+    jaxpr = traced.closed.jaxpr
+    short = count(jaxpr) <= min(_SHORT, _ALIKE * distinct(jaxpr))
 
     def run(fn: Callable[..., Any]) -> Any:
         return (jax.jit(fn, compiler_options=QUICK) if short else fn)(real)

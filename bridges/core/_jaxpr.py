@@ -146,6 +146,16 @@ def count(jaxpr: Any) -> int:
     return sum(1 + sum(map(count, _bodies(eqn))) for eqn in jaxpr.eqns)
 
 
+def distinct(jaxpr: Any) -> int:
+    """Returns how many of these operations differ in what they are or in the shapes and dtypes that they are given."""
+    return len(_signatures(jaxpr))
+
+
+def _signatures(jaxpr: Any) -> set[Any]:
+    own = {(eqn.primitive.name, *(var.aval for var in eqn.invars)) for eqn in jaxpr.eqns}
+    return own.union(*(_signatures(body) for eqn in jaxpr.eqns for body in _bodies(eqn)))
+
+
 def narrower(jaxpr: Any, itemsize: int) -> str:
     """Returns a floating dtype below the item size in which something is computed; empty if there is none."""
     for eqn in jaxpr.eqns:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bridges as br
-from bridges.core._jaxpr import depends, inner, scan_counts, trace, trace_state
+from bridges.core._jaxpr import count, depends, distinct, inner, scan_counts, trace, trace_state
 
 
 def test_the_trace_state_tells_traces_apart_and_contexts_not():
@@ -93,3 +93,14 @@ def test_what_outputs_depend_on():
     assert not depends(lambda y: looped(x, y), x)
     assert depends(lambda x: looped(x, x), x)
     assert not depends(lambda key: (jax.random.fold_in(key, 1), x)[1], jax.random.key(0))
+
+
+def test_operations_are_counted_all_and_each_sort_once():
+    def fn(x):
+        for _ in range(3):
+            x = jax.jit(jnp.tanh)(x * x)
+        return x[:2] * x[:2]
+
+    jaxpr = jax.make_jaxpr(fn)(jnp.ones(3)).jaxpr
+    assert count(jaxpr) == 12  # three products, calls and tanh, two slices, a product of another size
+    assert distinct(jaxpr) == 5

@@ -82,10 +82,11 @@ def test_roots_and_logarithms_are_given_what_they_can_take():
     assert agree(proof((apply, params), (apply, params), mapping))
 
 
-def test_long_programs_are_run_operation_by_operation(monkeypatch):
+@pytest.mark.parametrize("limit", ["_SHORT", "_ALIKE"])
+def test_long_programs_are_run_operation_by_operation(monkeypatch, limit):
     conventions = br.conventions("haiku", "linen")
     compiled = proof(old, New(), conventions)
-    monkeypatch.setattr(_proof, "_SHORT", 10)
+    monkeypatch.setattr(_proof, limit, 1)
     one_by_one = proof(old, New(), conventions)
     assert agree(compiled) and agree(one_by_one)
     swapped = br.Mapping.of(modules={"dense_0": "dense_1", "dense_1": "dense_0"}) | conventions
