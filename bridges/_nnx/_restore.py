@@ -54,7 +54,7 @@ def restore(tree: Mapping[str, Any], like: Any) -> nnx.State:
     wanted = {_below(path): want for leaf in leaves for path, want in leaf.entries.items()}
     given = _flat.flatten(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
     found = {_named(path, wanted): value_of(value) for path, value in given.items()}
-    found = {path: _as_key(value, wanted.get(path)) for path, value in found.items()}
+    found = {path: _as_array(value, wanted.get(path)) for path, value in found.items()}
     filled = _flat.unflatten(found, State(wanted))
     entries = {path: filled[_below(path)] for leaf in leaves for path in leaf.entries}
     values = [leaf.value(entries) for leaf in leaves]
@@ -72,8 +72,17 @@ def _named(path: str, wanted: Mapping[str, Any]) -> str:
     return short if path not in wanted and short in wanted else path
 
 
-def _as_key(value: Any, want: Any) -> Any:
-    """Returns raw key data as a key, where one is wanted."""
-    if want is None or not jax.dtypes.issubdtype(want.dtype, jax.dtypes.prng_key):
+def _as_array(value: Any, want: Any) -> Any:
+    """Returns raw key data as a key, where one is wanted, and a number of Python as the array of the dtype that is wanted.
+
+    `TrainState.create` counts steps from a Python 0, and files keep it so; a Variable with such a number has no `[...]`.
+    """
+    if want is None:
         return value
-    return jax.random.wrap_key_data(value) if getattr(value, "dtype", None) == np.uint32 else value
+    if jax.dtypes.issubdtype(want.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(value) if getattr(value, "dtype", None) == np.uint32 else value
+    if not isinstance(value, (bool, int, float, complex)) or isinstance(value, np.generic):
+        return value
+    array = np.asarray(value)
+    fitting = array.astype(want.dtype)
+    return fitting if fitting == array else array

@@ -7,6 +7,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
@@ -163,3 +164,14 @@ def test_native_modules_restore_too():
     assert same(nnx_adapter.restore(as_text, nnx.eval_shape(lambda: model)), nnx.state(model))
     with pytest.raises(br.StructureError, match="Nested dictionaries are wanted"):
         nnx_adapter.restore([1], model)
+
+
+def test_numbers_of_python_come_back_as_the_arrays_that_variables_hold():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    tree = nnx.to_pure_dict(nnx.state(optimizer)) | {"step": 3}  # The step of a TrainState that no jit has run.
+    nnx.update(optimizer, nnx_adapter.restore(tree, nnx.state(optimizer)))
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    assert optimizer.step[...] == 4 and optimizer.step.dtype == jnp.uint32
+    kept = nnx_adapter.restore(tree | {"step": 2.5}, nnx.state(optimizer))["step"].get_value()
+    assert kept == 2.5  # No value is changed to fit.
