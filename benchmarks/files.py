@@ -3,19 +3,24 @@
     python -m benchmarks.files [--mib 512] [--leaf 64] [--write docs/files-table.md]
 
 Each conversion runs in a process of its own that has converted a tiny file in the same formats before, so that no import
-is measured. What is read lies in the page cache, for `cp` as well. `cp` does not wait for the disk, a conversion does
-(fsync, without which a file that was renamed into place may be empty after a power failure): the table has both, and
-`cp` followed by `sync` beside them. Memory is the highest resident size above that before, mapped pages of files included.
+is measured. What is read lies in the page cache, for `cp` as well. Nothing stands where the target is to be: its removal
+would be measured too. `cp` takes its turn in every round of a pair, since a disk is not always equally fast. It does not
+wait for the disk, a conversion does (fsync, without which a file that was renamed into place may be empty after a power
+failure): the table has both, and `cp` followed by `sync` beside them. Memory is the highest resident size above that
+before, mapped pages of files included.
 
 A script loads the file with the format's own library, renames the arrays and saves them with the other format's own
 library: `numpy.load` and `savez`, `safetensors.numpy`, `pickle`, `flax.serialization`, `orbax.checkpoint`. It waits for no
 disk and checks nothing. Conversions rename as it does. The floors are the same bytes, mapped and written again, in Python
-with nothing else done; with the CRC-32 that npz holds of each array; and with waiting for the disk.
+with nothing else done; with one CRC-32 of them, taken by a thread beside the writing, as a conversion takes it; with waiting
+for the disk; and with both, which is over `cp` and `sync`.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import json
 import mmap
 import os
@@ -26,6 +31,8 @@ import sys
 import tempfile
 import time
 import zlib
+
+import numpy as np
 
 NAMES = {"npz": "a.npz", "safetensors": "a.safetensors", "pickle": "a.pkl", "msgpack": "a.msgpack", "orbax": "a"}
 RENAMING = {"rules": [{"src": "params/{layer}/kernel", "dst": "params/{layer}/weight"}]}
@@ -59,8 +66,6 @@ def compared(
     folder: pathlib.Path, mib: int, leaf: int, repeat: int
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, tuple[float, float, float]]]:
     """Returns the figures of every conversion, by source and target format, and what `cp` took of each source."""
-    import numpy as np
-
     import converters
 
     rng = np.random.default_rng(0)
@@ -80,67 +85,83 @@ def compared(
     rows: dict[str, dict[str, dict[str, float]]] = {}
     copies: dict[str, tuple[float, float, float]] = {}
     for src, name in NAMES.items():
-        copies[src] = copied(folder / name, folder / "copy", repeat)
         for dst, target in NAMES.items():
             out = folder / f"out-{target}"
-            found = [{way: run(way, folder / name, out, small) for way in WAYS} for _ in range(repeat)]
+            found, plain = [], []
+            for _ in range(repeat):
+                plain.append(copied(folder / name, folder / "copy"))
+                found.append({way: run(way, folder / name, out, small) for way in WAYS})
+            alone = fastest(plain)
+            copies[src] = fastest([alone, copies.get(src, alone)])
 
             def best(way: str, what: str, found: list[dict[str, dict[str, float]]] = found) -> float:
                 return min(turn[way][what] for turn in found)
 
             rows.setdefault(src, {})[dst] = {
-                "all": best("whole", "seconds") / copies[src][0],
-                "synced": best("whole", "seconds") / copies[src][1],
-                "bare": best("bare", "seconds") / copies[src][0],
-                "script": best("script", "seconds") / copies[src][0],
+                "seconds": best("whole", "seconds"),
+                "all": best("whole", "seconds") / alone[0],
+                "synced": best("whole", "seconds") / alone[1],
+                "bare": best("bare", "seconds") / alone[0],
+                "script": best("script", "seconds") / alone[0],
                 "peak": max(turn["whole"]["peak"] for turn in found) / (leaf << 20),
                 "peak script": min(turn["script"]["peak"] for turn in found) / (leaf << 20),
-                "cpu": best("whole", "cpu") / copies[src][2],
-                "cpu bare": best("bare", "cpu") / copies[src][2],
+                "cpu": best("whole", "cpu") / alone[2],
+                "cpu bare": best("bare", "cpu") / alone[2],
             }
-            subprocess.run(["rm", "-rf", str(out), f"{out}.manifest.json"], check=True)
     return rows, copies
 
 
 def floors(folder: pathlib.Path, mib: int, repeat: int) -> dict[str, float]:
-    """Returns the seconds over `cp` of writing so many bytes that are mapped from a file, in three ways."""
+    """Returns the seconds of writing so many bytes that are mapped from a file: over `cp`, the last over `cp` and `sync`."""
     source, target = folder / "bytes", folder / "bytes-again"
     with source.open("wb") as file:
         for _ in range(mib):
             file.write(os.urandom(1 << 20))
     subprocess.run(["sync"], check=True)
-    alone = copied(source, target, repeat)[0]
-    took: dict[str, list[float]] = {"written": [], "with CRC-32": [], "waited for": []}
+    ways = {"written": "", "with CRC-32": "c", "waited for": "w", "with both, over `cp` and `sync`": "cw"}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    copies = []
     for _ in range(repeat + 1):
-        for name, times in took.items():
+        copies.append(copied(source, target))
+        for name, what in ways.items():
             began = time.perf_counter()
-            with source.open("rb") as old, target.open("wb", buffering=0) as new:
-                with mmap.mmap(old.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                    for at in range(0, len(view), 16 << 20):
-                        if name == "with CRC-32":
-                            zlib.crc32(view[at : at + (16 << 20)])
-                        new.write(view[at : at + (16 << 20)])
-                if name == "waited for":
-                    os.fsync(new.fileno())
-            times.append((time.perf_counter() - began) / alone)
+            _written(source, target, "c" in what, "w" in what)
+            took[name].append(time.perf_counter() - began)
             target.unlink()
     source.unlink()
-    return {name: min(times) for name, times in took.items()}
+    alone = fastest(copies)
+    return {name: min(times) / alone[ways[name] == "cw"] for name, times in took.items()}
 
 
-def copied(source: pathlib.Path, target: pathlib.Path, repeat: int) -> tuple[float, float, float]:
+def _written(source: pathlib.Path, target: pathlib.Path, summed: bool, waited: bool) -> None:
+    from converters.formats._output import output  # sends what was written to the disk on its way, and waits at the end
+
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    with source.open("rb") as old, output(target) if waited else target.open("xb", 0) as new:
+        array = np.frombuffer(mmap.mmap(old.fileno(), 0, flags, mmap.PROT_READ), np.uint8)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            parts = np.array_split(array, array.size >> 20)
+            if summed:
+                pool.submit(functools.reduce, lambda crc, part: zlib.crc32(part, crc), parts, 0)
+            for part in parts:
+                new.write(part.data)
+
+
+def copied(source: pathlib.Path, target: pathlib.Path) -> tuple[float, float, float]:
     """Returns the seconds of `cp`, of `cp` and a sync, and of processor time of `cp`."""
-    took = []
-    for _ in range(repeat + 1):
-        subprocess.run(["rm", "-rf", str(target)], check=True)
-        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(["cp", "-r", str(source), str(target)], check=True)
-        first, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        subprocess.run(["sync", *(str(p) for p in [target, *target.rglob("*")] if p.is_file())], check=True)
-        took.append((first, time.perf_counter() - began, cpu))
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    first, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    subprocess.run(["sync", *(str(p) for p in [target, *target.rglob("*")] if p.is_file())], check=True)
+    both = time.perf_counter() - began
     subprocess.run(["rm", "-rf", str(target)], check=True)
-    return min(t[0] for t in took), min(t[1] for t in took), min(t[2] for t in took)
+    return first, both, cpu
+
+
+def fastest(times: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Returns the least of each figure."""
+    return min(t[0] for t in times), min(t[1] for t in times), min(t[2] for t in times)
 
 
 def run(way: str, source: pathlib.Path, target: pathlib.Path, small: pathlib.Path) -> dict[str, float]:
@@ -152,6 +173,7 @@ def run(way: str, source: pathlib.Path, target: pathlib.Path, small: pathlib.Pat
     }
     command = [sys.executable, "-m", "benchmarks.files", "--child", way, str(source), str(target), str(small)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    subprocess.run(["rm", "-rf", str(target), f"{target}.manifest.json"], check=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)

@@ -12,6 +12,7 @@ checkpoint that was trained on) goes back by the plan's inverse, as far as there
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -216,6 +217,7 @@ def recorded(said: Mapping[str, Any]) -> Plain | None:
     return Plain(value if "scalar" in said else value.item())
 
 
+@functools.cache  # the metadata of a package is parsed anew at each question, which takes half of a small conversion
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that take part, as far as they are installed."""
     found = {}
