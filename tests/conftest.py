@@ -1,4 +1,4 @@
-"""What every test and docstring example runs under: the CPU, and property tests without a time limit an example."""
+"""What tests run under: the CPU, property tests without a time limit an example, and what was compiled is kept."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker("smoke")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what was compiled in a folder of this run, which its processes share; JAX_COMPILATION_CACHE_DIR names another.
+
+    Most of the time that tests take is LLVM's, and a third of what it is given has been compiled before, by another test
+    or the other process. What is read is the code that was written, so that results are the same bit for bit.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = tmp_path_factory.getbasetemp()
+        folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

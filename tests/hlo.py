@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from tests.light import light
+
 # `ROOT %sum.2 = (f32[2]{0}, s32[]) fusion(%a, %b), kind=kLoop, …`: the name, the shape, then the opcode.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (?:\([^=]*?\)|\S+) ([a-z][a-z0-9\-]*)\(", re.MULTILINE)
 
@@ -26,3 +28,8 @@ def opcodes(compiled: Any) -> Counter[str]:
 def compiled(fn: Callable[..., Any], *args: Any) -> Any:
     """Returns the compiled program of a function for these arguments."""
     return jax.jit(fn).lower(*args).compile()
+
+
+def compiled_lightly(fn: Callable[..., Any], *args: Any) -> Any:
+    """Returns the same, where results are compared within a tolerance or not at all; see `tests.light`."""
+    return light(fn).lower(*args).compile()

@@ -25,6 +25,7 @@ from bridges.param_mapping import Plan, conventions
 from tests.case import EVALUATION, NOT_EXACT, ROUNDING
 from tests.cases import CASES
 from tests.layers.wrappers import Dropped
+from tests.light import light
 
 ADAPTERS = {"haiku": haiku_adapter, "linen": linen_adapter, "nnx": nnx_adapter}
 # Adam's step is the gradient's sign where eps is far below it: of a gradient that is zero but for rounding, noise.
@@ -98,8 +99,7 @@ class Model:
 
     def __init__(self, name, framework, double):
         self.name, self.framework = name, framework
-        # Compiling is most of the time that this file takes; its programs run for microseconds.
-        self.step = jax.jit(self._step, compiler_options={"xla_backend_optimization_level": 0})
+        self.step = light(self._step)
         self.shape = None
 
     def weights(self, state, x):

@@ -18,6 +18,7 @@ import bridges as br
 from tests.guests.levels import FRAMEWORKS, GIVEN, WIDTH
 from tests.guests.programs import KEY, Flat, X, Y, initial, placed, plan, program, tails, values
 from tests.hlo import compiled, opcodes
+from tests.light import light
 
 PAIRS = [(host, guest, host, guest) for host, guest in itertools.permutations(FRAMEWORKS, 2)]
 MIXED = [
@@ -131,7 +132,7 @@ def losses_of_the_host_alone(chain: tuple[str, ...], given: list[Flat]) -> np.nd
         for number, (framework, flat) in enumerate(zip(chain, given, strict=True))
     ]
     apart = [parted(n, flat) for n, flat in zip(whole, flats, strict=True)]
-    step = jax.jit(native_step((chain[0],) * len(chain), 0.0))
+    step = light(native_step((chain[0],) * len(chain), 0.0))
     return losses(step, [p for p, _ in apart], [r for _, r in apart], [None] * STEPS)[0]
 
 
@@ -196,8 +197,8 @@ def test_dropout_draws_the_hosts_keys(chain):
         return wrapped_step(chain, rate)(*args)
 
     keys = [jax.random.key(i) for i in range(STEPS)]
-    found, drawn, params, rest = losses(jax.jit(step), params, rest, keys)
-    wanted, _, native_params, native_rest = losses(jax.jit(native_step(chain, rate)), native_params, native_rest, drawn)
+    found, drawn, params, rest = losses(light(step), params, rest, keys)
+    wanted, _, native_params, native_rest = losses(light(native_step(chain, rate)), native_params, native_rest, drawn)
     assert len(traces) == 1
     assert len({tuple(map(int, key)) for step in drawn for key in step}) == STEPS * len(chain)  # No key twice.
     np.testing.assert_allclose(found, wanted, rtol=1e-6)

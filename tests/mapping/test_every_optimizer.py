@@ -14,6 +14,7 @@ from bridges.core._errors import StructureError, UnsupportedError
 from bridges.core._flat import flatten
 from bridges.mapping._proof import prove
 from bridges.param_mapping import Mapping
+from tests.light import light
 from tests.mapping.optimizers import CAUTIOUS, KINDS, OURS, REFUSED, ROWS, UNSEEN, plan_of, slope
 
 
@@ -54,7 +55,7 @@ def trainer(row, tx, function):
         return tx.update(grads, state, params, **{k: v for k, v in extra.items() if everything or k in names})
 
     if row.compiled:
-        update = jax.jit(update, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+        update = light(update)
 
     def step(grads, params, state, value, i):
         updates, state = update(jax.tree.map(jnp.asarray, grads), state, params, value, jnp.float32(i))

@@ -11,6 +11,7 @@ import numpy as np
 from bridges import haiku_adapter, linen_adapter
 from bridges.core._state import State
 from bridges.param_mapping import Mapping, conventions
+from tests.light import light
 
 NORM = {"create_scale": True, "create_offset": True, "decay_rate": 0.9}
 
@@ -93,9 +94,10 @@ def check_resnet(make, blocks, widths, bottleneck):
     )
     old = State({p: v.astype(src.entries[p].dtype) for p, v in old.items()}, src.entries.declared)
     params, state = haiku_adapter.unflatten(old)
-    wanted, _ = hk.transform_with_state(net).apply(params, state, None, x, False)
+    native = hk.transform_with_state(net)
+    wanted, _ = light(lambda params, state: native.apply(params, state, None, x, False))(params, state)
     new = plan.forward(old)
-    got = jax.jit(module.apply)(linen_adapter.unflatten(new, dst.native), x)
+    got = light(module.apply)(linen_adapter.unflatten(new, dst.native), x)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert np.ptp(wanted) > 1e-3
     back = plan.inverse(new)  # all that evaluation reads is there again, bit for bit

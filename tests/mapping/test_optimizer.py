@@ -13,6 +13,7 @@ from bridges import haiku_adapter, linen_adapter
 from bridges.core._errors import StructureError, UnsupportedError
 from bridges.core._state import State
 from bridges.param_mapping import Mapping, conventions
+from tests.light import light
 
 
 def net(x):
@@ -98,7 +99,7 @@ def convert_params(plan, src, dst, params, state):
 def test_ten_more_updates_equal_the_sources(name, direction):
     tx = OPTIMIZERS[name]
     if name in CONTROL_FLOW:
-        tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+        tx = optax.GradientTransformation(tx.init, light(tx.update))
     plan, src, dst = (PLAN, SRC, DST) if direction == "haiku to linen" else (BACK, DST, SRC)
     state = start(src, 0)
     params = params_of(src, state)

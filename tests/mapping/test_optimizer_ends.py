@@ -16,6 +16,7 @@ from flax.training.train_state import TrainState
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.core._errors import EntryShapeError, StructureError
 from bridges.param_mapping import conventions
+from tests.light import light
 
 X = jax.random.normal(jax.random.key(0), (4, 3, 4))
 Y = jax.random.normal(jax.random.key(1), (4, 3, 2))
@@ -73,7 +74,7 @@ class HaikuEnd:
         self.state = tx.init(self.params)
 
     def train(self, steps):
-        @jax.jit
+        @light
         def step(params, state):
             grads = jax.grad(lambda p: ((HAIKU.apply(p, X) - Y) ** 2).mean())(params)
             updates, state = self.tx.update(grads, state, params)
@@ -98,7 +99,7 @@ class LinenEnd:
     state = property(lambda self: self.train_state.opt_state)
 
     def train(self, steps):
-        @jax.jit
+        @light
         def step(state):
             grads = jax.grad(lambda p: ((state.apply_fn({"params": p}, X) - Y) ** 2).mean())(state.params)
             return state.apply_gradients(grads=grads)

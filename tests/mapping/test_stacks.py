@@ -15,6 +15,7 @@ from bridges.core._kind import RngState, Variable, kind_type
 from bridges.core._spec import Spec, Stack
 from bridges.param_mapping import Mapping, Plan, conventions
 from tests.cases import CASES
+from tests.light import light
 from tests.mapping import stacks
 from tests.mapping.stacks import X, randomised
 from tests.test_cases import spec_of
@@ -35,7 +36,7 @@ def params_of(state):
 @functools.cache
 def loss_and_gradient(name):
     run = form(name).run
-    return jax.jit(jax.value_and_grad(lambda params, rest: (run({**rest, **params}, X) ** 2).sum()))
+    return light(jax.value_and_grad(lambda params, rest: (run({**rest, **params}, X) ** 2).sum()))
 
 
 # Without a large eps, Adam turns the rounding noise of gradients that are zero (the bias of attention's keys) into steps.
@@ -44,7 +45,7 @@ ADAM = optax.adam(1e-2, eps=1e-2)
 
 @functools.cache
 def ten_steps(name):
-    gradient, update = loss_and_gradient(name), jax.jit(ADAM.update)
+    gradient, update = loss_and_gradient(name), light(ADAM.update)
 
     def run(params, rest, opt_state):
         for _ in range(10):

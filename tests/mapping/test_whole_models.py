@@ -21,6 +21,7 @@ from flax import nnx
 from bridges import haiku_adapter, linen_adapter, nnx_adapter
 from bridges.core._state import State
 from bridges.param_mapping import Mapping, conventions
+from tests.light import light
 
 SMALL = ("transformer", "lstm", "unet", "graph", "vqvae")
 VERDICTS = {
@@ -97,11 +98,6 @@ def models(name):
     return made
 
 
-def compiled(fn):
-    """Returns the compiled function; without optimisations that takes half the time."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def start(model, name):
     """Returns random entries of a framework's model, statistics positive; kernels stay small through many layers."""
     rng = np.random.default_rng(0)
@@ -154,8 +150,8 @@ def test_outputs_and_a_training_step_are_equal_at_every_stop(name):
     inputs, stops = model.module.inputs(), cycle(model, entries)[0]
     outs, after = {}, {}
     for stop in STOPS:
-        outs[stop] = compiled(functools.partial(model.apply, stop, train=False))(stops[stop], *inputs)[0]
-        after[stop] = compiled(functools.partial(model.trained, stop))(stops[stop], *inputs)
+        outs[stop] = light(functools.partial(model.apply, stop, train=False))(stops[stop], *inputs)[0]
+        after[stop] = light(functools.partial(model.trained, stop))(stops[stop], *inputs)
     assert np.ptp(outs["haiku"]) > 1e-2
     for stop in STOPS[1:]:
         np.testing.assert_allclose(outs[stop], outs["haiku"], rtol=1e-5, atol=1e-5)
@@ -173,9 +169,9 @@ def test_outputs_at_the_flat_stop_are_the_cores():
     """The flat state runs in the core as it is."""
     model = models("transformer")
     stops, inputs = cycle(model, start(model, "haiku"))[0], model.module.inputs()
-    want = model.apply("haiku", stops["haiku"], *inputs, train=False)[0]
+    want = light(functools.partial(model.apply, "haiku", train=False))(stops["haiku"], *inputs)[0]
     instance = nnx.merge(*model.nnx_parts[:2])
-    got, _ = nnx_adapter.apply(instance, stops["flat"], *inputs, train=False)
+    got, _ = light(functools.partial(nnx_adapter.apply, instance, train=False))(stops["flat"], *inputs)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -187,7 +183,7 @@ def test_resnet50(size):
     inputs = model.module.inputs(size)
     outs = {}
     for stop in STOPS if size == 32 else STOPS[:2]:
-        run = compiled(lambda entries, x, stop=stop: model.apply(stop, entries, x, train=False)[0])
+        run = light(lambda entries, x, stop=stop: model.apply(stop, entries, x, train=False)[0])
         outs[stop] = np.asarray(run(stops[stop], *inputs))
     assert np.ptp(outs["haiku"]) > 1e-2
     for out in outs.values():  # sixteen blocks of sums over up to 4608 elements

@@ -12,6 +12,7 @@ import optax.contrib
 import pytest
 
 import bridges as br
+from tests.light import LIGHTLY
 
 
 class Stat(br.Variable):
@@ -140,7 +141,7 @@ def test_peers_optimizer_wrapper_works_for_every_optimizer(name):
     fit = Fit(br.OptaxModule(make, 1e-2))
     state = br.init(fit.train)({}, X, Y, seed=0)
     before = dict(state)
-    step = br.jit(fit.train)
+    step = br.jit(fit.train, compiler_options=LIGHTLY)
     losses = []
     for _ in range(4):
         state, metrics = step(state, X, Y)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.light import light
 from tests.pairs.ends import End, Entries, randomised
 
 HERE = pathlib.Path(__file__).parent / "models"
@@ -103,7 +104,7 @@ class Pair:
                 out = self.dst.run(self.truth({**rest, **real}), *inputs)
                 return _loss(out), out
 
-            @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+            @light
             def both(real: Entries) -> Any:
                 if gradients:
                     return [jax.grad(run, has_aux=True)(real)[::-1] for run in (own, through)]
