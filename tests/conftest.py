@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps what was compiled in a folder of this run, which its processes share; JAX_COMPILATION_CACHE_DIR names another.
 
-    Most of the time that tests take is LLVM's, and a third of what it is given has been compiled before, by another test
-    or the other process. What is read is the code that was written, so that results are the same bit for bit.
+    Most of the time that tests take is compiling, and up to a third of the programs have been compiled before, by another
+    test or the other process. What is read is the code that was written, so that results are the same bit for bit.
     """
     import jax
 
