@@ -56,7 +56,7 @@ class Candidates:
             keys = element_keys(self._target, form, shape)
             size, key = keys.size, int(total(keys))
             whole = self._source.entries.get((size, key), [])
-            alike = [e for e in whole if self._rank(v, form, e)[1] <= 0]
+            alike = [e for e in whole if self._alike(v, e)[0] <= 0]
             yield from self._ordered(v, form, keys, alike, wanted)
             yield from self._ordered(v, form, keys, self._source.slices(size, key), wanted)
             others = [e for e in whole if not any(e is a for a in alike)]
@@ -124,12 +124,11 @@ class Candidates:
 
     def _rank(self, v: int, form: Form, entry: Entry) -> tuple[float, float, float]:
         """Leaves that have no target yet come first, then what is used alike later."""
-        w = self._source.graph.steps[entry.place[0]].outs[entry.place[1]]
         open_monos = any(self._target.leaves.number(r) is None for m in form.monos for r in m.refs)
         refs = [r.ref.ravel()[:: max(1, r.ref.size // 8)] for m in entry.form.monos for r in m.refs if open_monos]
         for at, _ in entry.form.dots if self._open_dots(form) else ():
             flat = at.ravel()[:: max(1, at.size // 8)]
-            owner = np.searchsorted(np.array(self._source.starts), flat, "right") - 1
+            owner = self._source.owners(flat)
             for c, a in zip(owner, flat, strict=True):
                 if a >= 0:
                     made = self._source.contractions[c]
@@ -137,9 +136,14 @@ class Candidates:
                     refs.append(self._source.leaves.kernels[c].ref[k[:: max(1, k.size // 8)]])
         flat = np.concatenate(refs) if refs else np.zeros(0, np.int64)
         flat = flat[flat >= 0]
-        used = float(np.isin(flat, self._target.leaves.taken()).mean() > 0.5) if flat.size else 0.0
+        used = float(self._target.leaves.are_taken(flat).mean() > 0.5) if flat.size else 0.0
+        return used, *self._alike(v, entry)
+
+    def _alike(self, v: int, entry: Entry) -> tuple[float, float]:
+        """Returns how alike a value and a meeting are used later, less for more: in what order or not, and in order."""
+        w = self._source.graph.steps[entry.place[0]].outs[entry.place[1]]
         alike, sided = (-float(tails[0].alike(v, tails[1], w)) for tails in (self._tails, self._sided))
-        return used, alike, sided
+        return alike, sided
 
     def _open_dots(self, form: Form) -> bool:
         """Whether some kernel is not known yet, by a sample of its elements."""

@@ -72,6 +72,7 @@ class Leaves:
         self.kernels: list[Refs] = []
         self.pseudos: list[Pseudo] = []
         self._trail: list[Any] = []
+        self._users = np.zeros(1, np.int64)  # of the other side's elements: how many of this side's they are
 
     def refs(self, path: str) -> np.ndarray:
         """Returns the numbers of a leaf's elements, in its shape."""
@@ -124,6 +125,7 @@ class Leaves:
         self.shift[ref[fresh]] = shift[fresh]
         self.num[ref[fresh]] = num[fresh]
         self.known[new] = True
+        self._use(new, 1)
         self._trail.append(new)
         same = self.source[ref] == source
         with np.errstate(invalid="ignore"):  # what is no number is never near
@@ -131,9 +133,20 @@ class Leaves:
         if not np.all(same & near):
             raise Conflict
 
-    def taken(self) -> np.ndarray:
-        """Returns the source elements that some element is, ascending; -1 among them if one is a constant."""
-        return np.unique(self.source[self.known[: self.end].nonzero()[0]])
+    def are_taken(self, source: np.ndarray) -> np.ndarray:
+        """Returns which of some source elements, numbers from 0 on, some element is."""
+        inside = source < self._users.size
+        return inside & (self._users[np.where(inside, source, 0)] > 0)
+
+    def _use(self, elements: np.ndarray, more: int) -> None:
+        """Counts elements as users of the source elements that they are, or no longer."""
+        used = self.source[elements]
+        used = used[used >= 0]
+        if used.size and used.max() >= self._users.size:
+            wider = np.zeros(2 * int(used.max()) + 16, np.int64)
+            wider[: self._users.size] = self._users
+            self._users = wider
+        np.add.at(self._users, used, more)
 
     def solved(self, pseudo: Pseudo) -> None:
         """Marks a pseudo leaf as solved."""
@@ -157,3 +170,4 @@ class Leaves:
                 last.solved = False
             else:
                 self.known[last] = False
+                self._use(last, -1)

@@ -40,6 +40,7 @@ class Side:
         self.values: dict[int, Value | None] = {}
         self.contractions: list[Contraction] = []
         self.starts: list[int] = []
+        self._starts = np.zeros(0, np.int64)  # the same, as an array
         self._end = 0
         self._pseudo: dict[tuple[int, int], np.ndarray] = {}
 
@@ -100,12 +101,18 @@ class Side:
 
     def parts(self, at: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Returns the contractions that outputs are of: the contraction, where, and the outputs' numbers within it."""
-        owner = np.searchsorted(np.array(self.starts), at, "right") - 1
+        owner = self.owners(at)
         found = []
         for c in np.unique(owner[at >= 0]):
             here = (owner == c) & (at >= 0)
             found.append((int(c), here, at[here] - self.starts[c]))
         return found
+
+    def owners(self, at: np.ndarray) -> np.ndarray:
+        """Returns which contraction each output is of, by its number; anything for outputs that are none (below 0)."""
+        if len(self.starts) != self._starts.size:
+            self._starts = np.array(self.starts, np.int64)
+        return np.searchsorted(self._starts, at, "right") - 1
 
     def param(self, value: Value, i: int) -> Refs | None:
         """Returns the leaf elements that a value without data consists of."""

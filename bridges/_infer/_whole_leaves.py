@@ -25,13 +25,13 @@ def guessed(target: Walk, source: Source, stuck: Stuck) -> int | None:
     path = _lacking(target, stuck)
     if path is None:
         return None
-    mine, taken = target.leaves.refs(path), target.leaves.taken()
+    mine = target.leaves.refs(path)
     start = min(target.graph.readers.get(target.graph.variables[path], []))
     for other in source.leaves.paths:
         if source.values[source.graph.variables[other]] is None:
             continue
         theirs = source.leaves.refs(other)
-        if theirs.size != mine.size or mine.size < 2 or np.isin(theirs.ravel()[:4], taken).any():
+        if theirs.size != mine.size or mine.size < 2 or target.leaves.are_taken(theirs.ravel()[:4]).any():
             continue
         for axes in itertools.permutations(range(theirs.ndim)) if theirs.ndim <= 4 else ():
             moved = theirs.transpose(axes)
