@@ -133,11 +133,14 @@ def ends_of(
     forms = (src_form, dst_form)
     pairs = {"eval": models, **({} if train is None else {"train": train})}
     modes = {
-        mode: tuple(_side(m, mode, i, forms[i], inputs, frameworks[i]) for i, m in enumerate(pair))
+        mode: (
+            _side(pair[0], mode, 0, forms[0], inputs, frameworks[0]),
+            _side(pair[1], mode, 1, forms[1], inputs, frameworks[1]),
+        )
         for mode, pair in pairs.items()
     }
     src_flat = {**(sides[0].extras if sides[0] else {}), **src_flat}
-    return Ends(modes, plan, src_flat, dst_flat, plan is not None and not differing, differing, made_up)  # type: ignore[arg-type]
+    return Ends(modes, plan, src_flat, dst_flat, plan is not None and not differing, differing, made_up)
 
 
 def _side(model: Any, mode: str, end: int, form: Form, inputs: Sequence[Any], framework: str | None) -> Side:

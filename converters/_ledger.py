@@ -232,7 +232,8 @@ class Ledger:
 
     def sums(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
         """Returns the checksums by path: of the leaves that were pulled, and of those of the source that were read."""
-        return tuple({path: future.result() for path, future in found.items()} for found in (self._pulled, self._read))  # type: ignore[return-value]
+        pulled, read = ({path: one.result() for path, one in found.items()} for found in (self._pulled, self._read))
+        return pulled, read
 
     def __enter__(self) -> Ledger:
         return self

@@ -6,7 +6,6 @@ codes say where one must cut: what comes from or goes to different leaves, has d
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -255,4 +254,4 @@ def _each(pieces: Sequence[list[Op]]) -> list[Op]:
 
 def _on(op: Op, part: int) -> Op:
     assert isinstance(op, Each), "pieces are rearranged one by one"
-    return dataclasses.replace(op, part=part)  # type: ignore[call-arg]
+    return op.on(part)

@@ -182,7 +182,8 @@ def copies(src: str, dst: str, *specs: Spec) -> list[tuple[str, str]]:
     if found[0][2] != found[1][2]:
         return [(src, dst)]
     copies = ["/".join(f"[{n}]" for n in numbers) for numbers in itertools.product(*map(range, found[0][2]))]
-    return [tuple("/".join(filter(None, (above, copy, inside))) for above, inside, _ in found) for copy in copies]  # type: ignore[misc]
+    ends = [["/".join(filter(None, (above, copy, inside))) for copy in copies] for above, inside, _ in found]
+    return list(zip(ends[0], ends[1], strict=True))
 
 
 class _Inside:

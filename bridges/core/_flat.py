@@ -10,6 +10,7 @@ What it does not do: it never copies, casts or looks into an array.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -98,11 +99,10 @@ def _paths(tree: Any, is_leaf: Callable[[Any], bool] | None) -> tuple[list[str],
         ) from err
     paths = [SEPARATOR.join([_segment(key) for key in keys]) for keys, _ in items]
     if len(set(paths)) < len(paths):
-        seen: set[str] = set()
-        double = [path for path in paths if path in seen or seen.add(path)]  # type: ignore[func-returns-value]
+        double = [path for path, count in collections.Counter(paths).items() if count > 1]
         raise CollisionError(
             "Several leaves of this tree land on one path:\n"
-            + listing(map(repr, dict.fromkeys(double)))
+            + listing(map(repr, double))
             + "\nA dictionary that holds both 1 and '1' does this: rename one of the keys."
         )
     return paths, [value for _, value in items], treedef

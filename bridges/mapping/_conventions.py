@@ -201,12 +201,12 @@ def _ops(rules: Sequence[Rule]) -> tuple[Op, ...]:
         return rules[0].ops
     if all(rule.ops == rules[0].ops for rule in rules) and all(_apart(op) for op in rules[0].ops):
         return rules[0].ops
-    ops = []
+    ops: list[Op] = []
     for part, rule in enumerate(rules):
         for op in rule.ops:
             if not isinstance(op, Each) or len(rule.src) > 1:
                 raise MappingError(f"The convention rule {rule} cannot stand beside others: {op} takes several arrays.")
-            ops.append(dataclasses.replace(op, part=part))  # type: ignore[call-arg]
+            ops.append(op.on(part))
     return tuple(ops)
 
 

@@ -25,6 +25,10 @@ class Each(Op):
     def run(self, x: Any, out: Abstract) -> Any:
         raise NotImplementedError
 
+    def on(self, part: int) -> Each:
+        """Returns the same op on one of the arrays only."""
+        return dataclasses.replace(self, part=part)  # type: ignore[call-arg]  # A field of every subclass, behind its own.
+
     def _on(self, i: int) -> bool:
         return self.part is None or self.part == i
 
@@ -32,7 +36,8 @@ class Each(Op):
         if self.part is not None and not 0 <= self.part < len(ins):
             raise MappingError(f"{self}: there is no part {self.part} among {len(ins)} (counted from 0)")
         outs = [self.one(x) if self._on(i) else x for i, x in enumerate(ins)]
-        return None if any(x is None for x in outs) else outs  # type: ignore[return-value]
+        known = [x for x in outs if x is not None]
+        return known if len(known) == len(outs) else None
 
     def apply(self, xs: Arrays, outs: list[Abstract]) -> Arrays:
         return [self.run(x, out) if self._on(i) else x for i, (x, out) in enumerate(zip(xs, outs, strict=True))]

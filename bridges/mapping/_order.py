@@ -75,7 +75,7 @@ class Order:
         for n, like in enumerate(likes):
             groups[like].append(n)
         for members in groups.values():
-            orders = [sorted(members, key=lambda n, found=found: found[n]) for found in ranks]  # type: ignore[misc]
+            orders = [sorted(members, key=found.__getitem__) for found in ranks]
             if orders[0] != orders[1]:
                 at = next(k for k, (a, b) in enumerate(zip(*orders, strict=True)) if a != b)
                 first, by_number, by_call = (paths(t)[0] for t in (

@@ -231,7 +231,7 @@ class _Placer:
         runs = []
         for end in (src, dst):
             numbers = {name: _number(name) for name in end}
-            runs.append(sorted(end, key=lambda name, numbers=numbers: numbers[name][1]))  # type: ignore[misc]
+            runs.append(sorted(end, key={name: number for name, (_, number) in numbers.items()}.__getitem__))
             alike = len({base for base, _ in numbers.values()}) == len(self._groups(end)) == 1
             if not alike or not _unbroken(runs[-1]):
                 return
@@ -249,7 +249,8 @@ class _Placer:
                     for i, (end, ns) in enumerate(((src, names), (dst, there)))
                 ]
                 if not any(None in found.values() for found in ranks):
-                    orders = [sorted(found, key=lambda n, found=found: (found[n], _number(n)[1])) for found in ranks]  # type: ignore[misc]
+                    keys = [{n: (rank, _number(n)[1]) for n, rank in found.items()} for found in ranks]
+                    orders = [sorted(key, key=key.__getitem__) for key in keys]
                     pair(zip(*orders, strict=True), "by order of calls and shape")
 
     def dissolved(self, src: dict[str, Tree], dst: dict[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
