@@ -56,7 +56,9 @@ class Call:
                 kwargs.setdefault("rngs", as_rngs(self.rngs))
             else:
                 reseed(module, self.rngs)
-        with _sowing() if sows else contextlib.nullcontext():
+        if not sows:
+            return fn(*first, *self.args, **kwargs)
+        with _sowing():
             return fn(*first, *self.args, **kwargs)
 
     def abstract(self, fn: Callable[..., Any], *trees: Any) -> Any:

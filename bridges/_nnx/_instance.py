@@ -7,7 +7,6 @@ module's nodes and in the values of its Variables. What is as it was comes back 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -55,20 +54,20 @@ class Instance:
         self._leaves, self._values = template.made(entries)
         mould = template.mould
         self._nodes = None if mould is None else mould.cast(self._leaves)
-        self.module = nnx.merge(template.graphdef, self._leaves) if self._nodes is None else self._nodes[0][0]
+        self.module = nnx.merge(template.graphdef, self._leaves) if self._nodes is None else self._nodes[0].node
 
     def changes(self, where: str = "", passing: Container[str] = ()) -> Changes:
         """Returns what was done to the module since it was made.
 
         Args:
-          where: What to call the module in an error.
+          where: The module's path, for errors.
           passing: Attributes that the call may set for itself alone.
 
         Raises:
           UnsupportedError: A Variable is gone, or has another structure, or an attribute has changed that holds no array:
             a state has no place for that.
         """
-        if self._nodes is None or not _unchanged(self._nodes):
+        if self._nodes is None or not all(node.unchanged for node in self._nodes):
             return self._compared(where, passing)
         changed = []
         for leaf, native, value in zip(self.template.leaves, self._leaves, self._values, strict=True):
@@ -114,7 +113,7 @@ class Instance:
         wrong += [f"{leaf.path!r}: it is gone" for leaf, _ in known.values() if not is_recorded(leaf.kind)]
         if wrong:
             raise UnsupportedError(
-                f"The call of {type(module).__name__}{where} did to its Variables what a state cannot follow:\n"
+                f"The call of {type(module).__name__}{_at(where)} did to its Variables what a state cannot follow:\n"
                 + listing(wrong)
                 + "\nKeep each Variable, of one type, and set its value: self.x[...] = value."
             )
@@ -132,7 +131,7 @@ class Instance:
         ]
         if wrong:
             raise UnsupportedError(
-                f"The call of {type(module).__name__}{where} changed attributes that hold no arrays, and a state holds"
+                f"The call of {type(module).__name__}{_at(where)} changed attributes that hold no arrays, and a state holds"
                 " nothing else; the change would be lost:\n"
                 + listing(wrong)
                 + "\nMake them Variables (nnx.Variable(jnp.array(…))), or set them outside: bridges.flags(train=False) sets"
@@ -140,12 +139,8 @@ class Instance:
             )
 
 
-def _unchanged(nodes: list[tuple[Any, dict[str, Any]]]) -> bool:
-    for node, before in nodes:
-        after = vars(node)
-        if list(after) != list(before) or not all(map(operator.is_, after.values(), before.values())):
-            return False
-    return True
+def _at(where: str) -> str:
+    return f" at {where!r}" if where else ""
 
 
 _ABSENT = object()

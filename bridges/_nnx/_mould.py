@@ -11,8 +11,9 @@ put one into an empty one.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -24,9 +25,10 @@ _STATE = "_pytree__state"  # Where a node of flax 0.12 keeps the trace that it w
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Node:
-    """One node: its class, all its attributes with those that are shared filled in, and the places of the others."""
+    """One node: its class, its attributes with those that are shared filled in, and the places of the others."""
 
     cls: type
+    names: list[str]
     attributes: Mapping[str, Any]
     leaves: tuple[tuple[str, int], ...]
     nodes: tuple[tuple[str, int], ...]
@@ -81,8 +83,8 @@ class Mould:
             nodes.append(found.node(one))
         return cls(nodes) if len(seen) == len(leaves) else None
 
-    def cast(self, leaves: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
-        """Returns the nodes of a new module with their attributes, the module itself first.
+    def cast(self, leaves: Sequence[Any]) -> list[Cast]:
+        """Returns the nodes of a new module, the module itself first.
 
         It belongs to the trace that runs now.
 
@@ -92,15 +94,35 @@ class Mould:
         made: list[Any] = [object.__new__(node.cls) for node in self._nodes]
         cast = []
         for new, node in zip(made, self._nodes, strict=True):
-            attributes = {**node.attributes}
+            attributes = vars(new)
+            attributes.update(node.attributes)
             for name, i in node.leaves:
                 attributes[name] = leaves[i]
             for name, i in node.nodes:
                 attributes[name] = made[i]
             attributes[_STATE] = node.state.unflatten(())
-            vars(new).update(attributes)
-            cast.append((new, attributes))
+            cast.append(Cast(new, node.names, [*attributes.values()]))
         return cast
+
+
+class Cast(NamedTuple):
+    """A node as it was made.
+
+    Attributes:
+      node: The node.
+      names: The names of its attributes.
+      values: Their values.
+    """
+
+    node: Any
+    names: list[str]
+    values: list[Any]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its attributes are those that it was made with."""
+        now = vars(self.node)
+        return list(now) == self.names and all(map(operator.is_, now.values(), self.values))
 
 
 class _Found:
@@ -114,4 +136,4 @@ class _Found:
         attributes = dict(vars(like))
         state = jax.tree.structure(attributes[_STATE])
         attributes.update({name: None for name, _ in (*self.leaves, *self.nodes, (_STATE, 0))})
-        return _Node(type(like), attributes, tuple(self.leaves), tuple(self.nodes), state)
+        return _Node(type(like), list(attributes), attributes, tuple(self.leaves), tuple(self.nodes), state)

@@ -42,7 +42,7 @@ def perform(ctx: Context, where: str, memory: Memory, call: Call) -> Any:
     _check_shapes(template, present, where)
     instance = Instance(template, present)
     out = call.run(instance.module, template.sows)
-    changes = instance.changes(f" at {where!r}" if where else "", memory.maker.passing)
+    changes = instance.changes(where, memory.maker.passing)
     if changes.leaves:
         memory.learn(changes.leaves)
     for path, value in changes.entries.items():

@@ -52,9 +52,9 @@ class Frame:
 _FRAME: contextvars.ContextVar[Frame | None] = contextvars.ContextVar("bridges_frame", default=None)
 
 
-def current_frame() -> Frame | None:
-    """Returns the innermost frame of this thread or task."""
-    return _FRAME.get()
+# Plain names for what the innermost frame is asked at every call: the frame of this thread or task; a new one, for a token;
+# and with the token, the one before it again.
+current_frame, push, pop = _FRAME.get, _FRAME.set, _FRAME.reset
 
 
 class enter:  # A context manager, which a generator would make at twice the price.

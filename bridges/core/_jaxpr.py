@@ -23,6 +23,11 @@ def trace_state() -> Any:
     return jex.get_opaque_trace_state()
 
 
+def tracing() -> bool:
+    """Whether operations are staged out by a JAX transformation, and not run one by one as they come."""
+    return type(jex.find_top_trace(())).__name__ != "EvalTrace"
+
+
 _LIFTED = {
     "jit": "jit", "pjit": "jit", "scan": "scan", "cond": "cond", "switch": "switch", "while_body": "while_loop",
     "while_cond": "while_loop", "fori_loop": "fori_loop", "checkpoint / remat": "checkpoint", "LinearizeTrace": "grad",

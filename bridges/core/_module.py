@@ -24,7 +24,8 @@ from bridges.core._errors import BridgeError, FieldError, NamingError
 from bridges.core._fields import Field, collect, take, unbound, unknown
 from bridges.core._filter import Filter, Located
 from bridges.core._flat import SEPARATOR, escape, under
-from bridges.core._frame import Frame, check_name, current_frame, enter
+from bridges.core._frame import Frame, check_name, current_frame, enter, pop, push
+from bridges.core._jaxpr import tracing
 from bridges.core._kind import Kind
 from bridges.core._naming import automatic, reserve, snake_case, taken
 from bridges.core._state import State
@@ -41,14 +42,19 @@ def _scoped(method: Callable[..., Any], prefix: str) -> Callable[..., Any]:
         overridden = again and getattr(type(self), method.__name__, None) is not wrapper
         # A method called with `super()` and the one that overrides it share one set of names.
         names = outer.names if outer is not None and overridden else None
+        token = push(Frame(running, self, (), prefix, names))
         try:
-            with enter(Frame(running, self, (), prefix, names)), jax.named_scope(self._name or self._base_name):
+            if not tracing():  # Names are for programs.
+                return method(self, *args, **kwargs)
+            with jax.named_scope(self._name or self._base_name):
                 return method(self, *args, **kwargs)
         except Exception as err:
             if not getattr(err, "_bridges_noted", False):
                 err._bridges_noted = True  # type: ignore[attr-defined]
                 err.add_note(f"This happened in {type(self).__name__}.{method.__name__} of the module {self.path!r}.")
             raise
+        finally:
+            pop(token)
 
     wrapper._scoped = True  # type: ignore[attr-defined]
     return wrapper

@@ -18,7 +18,7 @@ FLAGS = ("train", "deterministic", "use_running_average")
 
 def training_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of the flags that say something of training, less what is None."""
-    return {name: flags[name] for name in FLAGS if flags.get(name) is not None}
+    return {name: flags[name] for name in FLAGS if flags.get(name) is not None} if flags else {}
 
 
 def told(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bridges as br
-from bridges.core._jaxpr import count, depends, distinct, inner, scan_counts, trace, trace_state
+from bridges.core._jaxpr import count, depends, distinct, inner, scan_counts, trace, trace_state, tracing
 
 
 def test_the_trace_state_tells_traces_apart_and_contexts_not():
@@ -104,3 +104,38 @@ def test_operations_are_counted_all_and_each_sort_once():
     jaxpr = jax.make_jaxpr(fn)(jnp.ones(3)).jaxpr
     assert count(jaxpr) == 12  # three products, calls and tanh, two slices, a product of another size
     assert distinct(jaxpr) == 5
+
+
+def test_tracing_is_told_from_running():
+    seen = []
+
+    def look(x):
+        seen.append(tracing())
+        return x * 2.0
+
+    look(1.0)
+    jax.jit(look)(1.0)
+    jax.grad(look)(1.0)
+    jax.vmap(look)(jnp.ones(2))
+    jax.eval_shape(look, 1.0)
+    jax.lax.scan(lambda c, x: (look(c), None), 1.0, None, length=2)
+    look(2.0)
+    assert len(seen) >= 7 and all(seen[1:-1])
+    assert not seen[0] and not seen[-1]
+
+
+def test_a_program_has_the_names_of_the_modules_in_it():
+    class Inner(br.Module):
+        def __call__(self, x):
+            return jnp.sin(x)
+
+    class Outer(br.Module):
+        def __init__(self):
+            self.inner = Inner()
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    outer = Outer(name="outer")
+    text = jax.jit(br.pure(outer)).lower({}, jnp.ones(3)).as_text(debug_info=True)
+    assert "outer/inner/sin" in text

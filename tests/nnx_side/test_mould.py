@@ -91,7 +91,7 @@ def test_makes_what_merge_makes(name):
     entries = randomised(template)
     merged, _ = template.build(entries)
     nodes = template.mould.cast(template.made(entries)[0])
-    cast = nodes[0][0]
+    cast = nodes[0].node
     (graph, state), (wanted, values) = nnx.split(cast, graph=True), nnx.split(merged, graph=True)
     assert graph == wanted
     assert jax.tree.structure(state) == jax.tree.structure(values)
@@ -102,7 +102,7 @@ def test_makes_what_merge_makes(name):
         if isinstance(node, nnx.Pytree):
             assert type(mine[keys]) is type(node)
             assert list(vars(mine[keys])) == list(vars(node))
-    assert {id(node) for node, _ in nodes} == set(map(id, mine.values()))
+    assert {id(made.node) for made in nodes} == set(map(id, mine.values()))
 
 
 def test_nodes_belong_to_the_trace_that_makes_them():
@@ -110,7 +110,7 @@ def test_nodes_belong_to_the_trace_that_makes_them():
     entries = randomised(template)
 
     def attribute(x):
-        module = template.mould.cast(template.made(entries)[0])[0][0]
+        module = template.mould.cast(template.made(entries)[0])[0].node
         module.note = "set"  # NNX refuses this for a module of another trace.
         module.kernel[...] = module.kernel[...] * x
         return module(jnp.ones((1, 3)))
